@@ -1,0 +1,71 @@
+"""Bad input is refused here, once, in one wording: the argument, what it got, what it wants."""
+
+from __future__ import annotations
+
+import warnings
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+
+def check_batch(value: Tensor, name: str = "inputs", *, min_dim: int = 2) -> Tensor:
+    """A floating-point tensor (B, *shape) with B ≥ 1 and finite entries."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: got {type(value).__name__}, wants a tensor (B, *shape)")
+    shape = tuple(value.shape)
+    if value.ndim < min_dim:
+        wanted = "(B, *shape)" if min_dim == 2 else f"at least {min_dim} dimensions"
+        raise ValueError(f"{name}: got shape {shape}, wants {wanted}; for one item use {name}[None]")
+    if value.numel() == 0:
+        raise ValueError(f"{name}: got shape {shape}, wants a batch that is not empty")
+    if not value.is_floating_point():
+        raise ValueError(f"{name}: got {value.dtype} of shape {shape}, wants floating point")
+    if not torch.isfinite(value).all():
+        raise ValueError(f"{name}: got NaN or infinity in shape {shape}, wants finite entries")
+    return value
+
+
+def check_like(value: Tensor | float, reference: Tensor, name: str, reference_name: str = "inputs") -> Tensor:
+    """A tensor of the reference's shape; a number or a batch of one is expanded to it."""
+    shape = tuple(reference.shape)
+    if isinstance(value, Real) and not isinstance(value, Tensor):
+        value = torch.full((1,) * reference.ndim, float(value), dtype=reference.dtype, device=reference.device)
+        value = value.expand_as(reference)
+    check_batch(value, name, min_dim=1)
+    if value.ndim != reference.ndim or value.shape[1:] != reference.shape[1:] or len(value) not in (1, shape[0]):
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, wants {shape} like {reference_name}")
+    if value.device != reference.device:
+        raise ValueError(f"{name}: got device {value.device}, wants {reference.device} like {reference_name}")
+    if value.dtype != reference.dtype:
+        raise ValueError(f"{name}: got {value.dtype}, wants {reference.dtype} like {reference_name}")
+    return value.expand_as(reference)
+
+
+def check_count(value: int, name: str, *, least: int = 1) -> int:
+    """An integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: got {value!r}, wants an integer of at least {least}")
+    return value
+
+
+def check_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
+    """One of the given words."""
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, wants one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def check_positive(value: float, name: str, *, zero: bool = False) -> float:
+    """A finite number above zero (or, with ``zero``, not below it)."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not (0 < float(value) < float("inf") or (zero and float(value) == 0)):
+        raise ValueError(f"{name}: got {value!r}, wants a finite number {'of at least' if zero else 'above'} 0")
+    return float(value)
+
+
+def warn_non_finite(values: Tensor, name: str) -> None:
+    """One warning that counts the images whose result holds NaN or infinity."""
+    bad = int((~torch.isfinite(values.detach().flatten(1)).all(1)).sum())
+    if bad:
+        warnings.warn(f"{name}: {bad} of {len(values)} images have NaN or infinite values", RuntimeWarning, stacklevel=3)

@@ -1,0 +1,78 @@
+"""Classifiers: logits from images, small enough to train on two cores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def lenet(n_classes: int = 10, channels: int = 1) -> nn.Sequential:
+    """The paper's "LeNet" for 32×32 images: two 3×3 convolutions and two dense layers, 1.6 M parameters."""
+    return nn.Sequential(
+        *(nn.Conv2d(channels, 32, 3), nn.ReLU()),
+        *(nn.Conv2d(32, 64, 3), nn.ReLU()),
+        *(nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten()),
+        *(nn.Linear(12544, 128), nn.ReLU(), nn.Dropout(0.5)),
+        nn.Linear(128, n_classes),
+    )
+
+
+def _block(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:
+    return (
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+def labeller(n_classes: int = 10, channels: int = 1) -> nn.Sequential:
+    """The CNN that labels generated images, 0.3 M parameters.
+
+    The authors use a 13-layer SimpleNet here; ours is smaller, a difference the README states.
+    """
+    return nn.Sequential(
+        *_block(channels, 32, 2),
+        *_block(32, 64),
+        *_block(64, 64, 2),
+        *_block(64, 128),
+        *_block(128, 128, 2),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(128, n_classes)),
+    )
+
+
+def small_vgg(n_classes: int, channels: int = 3, width: int = 32) -> nn.Sequential:
+    """VGG-style network with batch norm and global pooling, 0.7 M parameters at width 32."""
+    return nn.Sequential(
+        *_block(channels, width),
+        *_block(width, width),
+        *(nn.MaxPool2d(2), *_block(width, 2 * width), *_block(2 * width, 2 * width)),
+        *(nn.MaxPool2d(2), *_block(2 * width, 4 * width), *_block(4 * width, 4 * width)),
+        *(nn.MaxPool2d(2), *_block(4 * width, 8 * width)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3), nn.Linear(8 * width, n_classes)),
+    )
+
+
+class PatchNet(nn.Module):
+    """Two non-overlapping convolutions (4×4, then 2×2) and a linear head, 22 k parameters at 32×32.
+
+    Written with patches and dense layers rather than convolutions, because a stack of such
+    networks under ``vmap`` is then one batched matrix product, which is how ROAR retrains them all at once.
+    """
+
+    def __init__(self, n_classes: int = 10, channels: int = 1, size: int = 32, width: int = 32) -> None:
+        super().__init__()
+        self.first = nn.Linear(channels * 16, width)
+        self.second = nn.Linear(width * 4, width)
+        self.head = nn.Linear(width * (size // 8) ** 2, n_classes)
+
+    @staticmethod
+    def _patches(images: Tensor, side: int) -> Tensor:
+        """(B, C, H, W) -> (B, H/side, W/side, C·side²), differentiable and free of copies under vmap."""
+        batch, channels, height, width = images.shape
+        split = images.reshape(batch, channels, height // side, side, width // side, side)
+        return split.permute(0, 2, 4, 1, 3, 5).flatten(3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(self._patches(inputs, 4))).permute(0, 3, 1, 2)
+        hidden = torch.relu(self.second(self._patches(hidden, 2)))
+        return self.head(hidden.flatten(1))

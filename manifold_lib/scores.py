@@ -1,0 +1,163 @@
+"""The user's model: its scores, their gradient, and how many points to push through at once.
+
+Nothing here converts, moves or keeps anything of the model; batch-norm buffers that a forward pass
+in train mode would change are put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .checks import check_count
+
+Model = Callable[[Tensor], Tensor]
+
+# On a CPU the cache decides: 32 MiB of activations is 64 points of a LeNet, its fastest chunk.
+_CPU_BYTES = 32 * 2**20
+_GPU_SHARE = 0.25
+_POINTS = (16, 8192)
+
+
+@contextlib.contextmanager
+def left_as_found(model: Model, inputs: Tensor) -> Iterator[None]:
+    """Check the model's device, warn of train-mode layers, and restore the buffers they change."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    tensor = next(iter(model.parameters()), next(iter(model.buffers()), None))
+    if tensor is not None and tensor.device != inputs.device:
+        raise ValueError(f"inputs: got device {inputs.device}, wants {tensor.device} like the model's parameters")
+    norms = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+    drops = (nn.modules.dropout._DropoutNd,)
+    training = [module for module in model.modules() if module.training and isinstance(module, norms + drops)]
+    if training:
+        kinds = sorted({type(module).__name__ for module in training})
+        warnings.warn(
+            f"the model is in train mode ({', '.join(kinds)}): it is used as found, so attributions are random or "
+            "depend on the batch; call model.eval() first",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    buffers = [buffer for module in training for buffer in module.buffers(recurse=False)]
+    kept = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, kept, strict=True):
+                buffer.copy_(value)
+
+
+def resolve_target(model: Model, inputs: Tensor, target: int | Tensor | None) -> Tensor | None:
+    """The class explained for each image: (B,) int64, or None for a model that returns (B,).
+
+    Parameters
+    ----------
+    target : int, Tensor or None
+        A class for all, one class per image (B,), or None for the class predicted at ``inputs``.
+    """
+    size = chunk_size(model, inputs) if target is None else 1
+    rows = inputs if target is None else inputs[:1]
+    with torch.no_grad():
+        scores = torch.cat([model(chunk) for chunk in rows.split(size)])
+    if scores.ndim not in (1, 2) or len(scores) != len(rows):
+        raise ValueError(f"model: got scores of shape {tuple(scores.shape)}, wants (B, C) or (B,) with B = {len(rows)}")
+    if scores.ndim == 1:
+        if target is not None:
+            raise ValueError(f"target: got {target!r}, wants None for a model that returns scores (B,)")
+        return None
+    if target is None:
+        return scores.argmax(1)
+    return check_target(target, len(inputs), scores.shape[1], inputs.device)
+
+
+def check_target(target: int | Tensor, batch: int, n_classes: int, device: torch.device) -> Tensor:
+    """Expand an int, or check a (B,) tensor, of classes in [0, n_classes)."""
+    if isinstance(target, Tensor):
+        if target.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
+            raise ValueError(f"target: got {target.dtype}, wants int or a LongTensor ({batch},)")
+        if target.ndim not in (0, 1) or (target.ndim == 1 and len(target) != batch):
+            raise ValueError(f"target: got shape {tuple(target.shape)}, wants ({batch},)")
+        classes = target.to(device=device, dtype=torch.int64).expand(batch)
+    elif isinstance(target, int) and not isinstance(target, bool):
+        classes = torch.full((batch,), target, device=device)
+    else:
+        raise ValueError(f"target: got {type(target).__name__}, wants int, LongTensor ({batch},) or None")
+    if int(classes.min()) < 0 or int(classes.max()) >= n_classes:
+        raise ValueError(
+            f"target: got classes {int(classes.min())} to {int(classes.max())}, wants 0 to {n_classes - 1}"
+        )
+    return classes
+
+
+def select(scores: Tensor, target: Tensor | None) -> Tensor:
+    """The explained score of each row: (B, C) or (B,) -> (B,)."""
+    return scores if target is None else scores.gather(1, target[:, None]).squeeze(1)
+
+
+def score(model: Model, points: Tensor, target: Tensor | None, internal_batch_size: int | None = None) -> Tensor:
+    """f at each point, without a graph, chunked: (B, *shape) -> (B,)."""
+    size = internal_batch_size or chunk_size(model, points)
+    with torch.no_grad():
+        return torch.cat(
+            [
+                select(model(points[i : i + size]), None if target is None else target[i : i + size])
+                for i in range(0, len(points), size)
+            ]
+        )
+
+
+def score_gradient(
+    model: Model, points: Tensor, target: Tensor | None, *, create_graph: bool = False
+) -> tuple[Tensor, Tensor]:
+    """f and ∂f/∂x at each point in one forward and one backward pass: (N,), (N, *shape).
+
+    Rows do not mix: the gradient of the summed scores holds each row's own gradient, as long as
+    the model treats the rows of a batch independently. Parameters collect no gradient.
+    """
+    with torch.enable_grad():
+        if not create_graph:
+            points = points.detach()
+        if not points.requires_grad:
+            points = points.requires_grad_()
+        values = select(model(points), target)
+        if not values.requires_grad:
+            raise ValueError("model: its scores do not depend on the inputs differentiably")
+        (gradient,) = torch.autograd.grad(values.sum(), points, create_graph=create_graph)
+    return (values, gradient) if create_graph else (values.detach(), gradient)
+
+
+def chunk_size(model: Model, inputs: Tensor, internal_batch_size: int | None = None) -> int:
+    """How many points to push through the model at once.
+
+    The user's ``internal_batch_size``, or what fits: the activations that a backward pass keeps are
+    measured on two and on three points (their difference leaves the weights out), and the chunk is
+    sized to stay in the cache of a CPU, or in a quarter of a GPU's free memory.
+    """
+    if internal_batch_size is not None:
+        return check_count(internal_batch_size, "internal_batch_size")
+    few = inputs.detach()[:1].expand(3, *inputs.shape[1:])
+    per_point = max(_saved_bytes(model, few) - _saved_bytes(model, few[:2]), 1)
+    if inputs.device.type == "cuda":
+        budget = int(_GPU_SHARE * torch.cuda.mem_get_info(inputs.device)[0])
+    else:
+        budget = _CPU_BYTES
+    return min(max(budget // per_point, _POINTS[0]), _POINTS[1])
+
+
+def _saved_bytes(model: Model, points: Tensor) -> int:
+    """Bytes of the distinct tensors that autograd keeps for one backward pass."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(points.clone().requires_grad_())
+    return sum(kept.values())
