@@ -26,17 +26,17 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:
 
 
 def labeller(n_classes: int = 10, channels: int = 1) -> nn.Sequential:
-    """The CNN that labels generated images, 0.3 M parameters.
+    """The CNN that labels generated 32×32 images, 0.4 M parameters.
 
     The authors use a 13-layer SimpleNet here; ours is smaller, a difference the README states.
     """
     return nn.Sequential(
         *_block(channels, 32, 2),
         *_block(32, 64),
-        *_block(64, 64, 2),
-        *_block(64, 128),
-        *_block(128, 128, 2),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(128, n_classes)),
+        *_block(64, 96, 2),
+        *_block(96, 128),
+        *_block(128, 160, 2),
+        *(nn.Flatten(), nn.Linear(160 * 4 * 4, n_classes)),
     )
 
 
@@ -49,6 +49,19 @@ def small_vgg(n_classes: int, channels: int = 3, width: int = 32) -> nn.Sequenti
         *(nn.MaxPool2d(2), *_block(2 * width, 4 * width), *_block(4 * width, 4 * width)),
         *(nn.MaxPool2d(2), *_block(4 * width, 8 * width)),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3), nn.Linear(8 * width, n_classes)),
+    )
+
+
+def tiny_cnn(n_classes: int = 10, channels: int = 1, size: int = 32) -> nn.Sequential:
+    """Three strided convolutions and a linear head, 19 k parameters at 32×32: trains in seconds.
+
+    Its last convolution is ``[4]``, with a map of size / 8, for Grad-CAM.
+    """
+    return nn.Sequential(
+        *(nn.Conv2d(channels, 16, 3, 2, 1), nn.ReLU()),
+        *(nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()),
+        *(nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(32 * (size // 8) ** 2, n_classes)),
     )
 
 

@@ -53,14 +53,14 @@ for _name in ("mnist32", "fashion32"):
     _add(
         f"{_name}-labeller",
         classifiers.labeller,
-        *(_name, "reconstructions", 8, 128, 2e-3, 3, "CNN of 0.3 M parameters on the reconstructions of real images"),
+        *(_name, "reconstructions", 12, 128, 2e-3, 3, "CNN of 0.4 M parameters on the reconstructions of real images"),
         parents=(f"{_name}-vae",),
         bf16=True,
     )
     _add(
         f"lenet-{_name}",
         classifiers.lenet,
-        *(_name, "generated", 12, 64, 1e-3, 4, "the paper's LeNet, 60,000 fresh generated images an epoch"),
+        *(_name, "generated", 10, 64, 1e-3, 4, "the paper's LeNet, 60,000 fresh generated images an epoch"),
         parents=(f"{_name}-vae", f"{_name}-labeller"),
         bf16=True,
     )

@@ -1,0 +1,182 @@
+"""Figures: one style, one colour per method, diverging maps centred at 0 on a scale they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+from torch import Tensor
+
+WIDTH = 7.0  # inches: a text-wide figure of a two-column paper
+
+_PALETTE = sns.color_palette("colorblind", 10)
+COLOURS = {
+    "gradient": _PALETTE[0],
+    "SmoothGrad": _PALETTE[2],
+    "averaged gradient": _PALETTE[1],
+    "IG": _PALETTE[4],
+    "input × gradient": _PALETTE[3],
+    "robust gradient": _PALETTE[5],
+    "tangent share": _PALETTE[9],
+    "Grad-CAM": _PALETTE[8],
+    "random": _PALETTE[7],
+}
+_DASHES = {"SmoothGrad": "--", "averaged gradient": "-.", "input × gradient": ":", "random": (0, (1, 1))}
+DIVERGING = "RdBu_r"
+
+
+def setup_style() -> None:
+    """Set matplotlib's defaults: readable at column width, no top and right spines, white background."""
+    sns.set_theme(
+        context="paper",
+        style="ticks",
+        palette="colorblind",
+        rc={
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "font.size": 9,
+            "axes.titlesize": 9,
+            "axes.labelsize": 9,
+            "legend.fontsize": 8,
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "image.interpolation": "nearest",
+        },
+    )
+
+
+def colour(method: str) -> tuple[float, float, float]:
+    """The method's colour, the same in every figure; grey for what is no method."""
+    return COLOURS.get(method, (0.35, 0.35, 0.35))
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """(C, H, W) -> (H, W) for one channel, (H, W, 3) for three."""
+    array = image.detach().float().cpu().numpy()
+    return array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0).clip(0, 1)
+
+
+def _bare(axis: Axes) -> None:
+    axis.set(xticks=[], yticks=[])
+    sns.despine(ax=axis, left=True, bottom=True)
+
+
+def plot_images(images: Tensor, titles: Sequence[str] | None = None, *, n_columns: int = 16) -> Figure:
+    """A sheet of images (N, C, H, W) in [0, 1]."""
+    n_rows = -(-len(images) // n_columns)
+    cell = WIDTH / n_columns
+    height = cell * n_rows * (1.0 if titles is None else 1.45)
+    fig, axes = plt.subplots(n_rows, n_columns, figsize=(WIDTH, height), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for index, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
+        axis.imshow(_pixels(image), cmap="gray_r", vmin=0, vmax=1)
+        if titles is not None:
+            axis.set_title(titles[index], fontsize=7, pad=2)
+    return fig
+
+
+def plot_maps(
+    rows: Mapping[str, Tensor], *, images: str = "image", titles: Sequence[str] | None = None, clip: float = 0.005
+) -> Figure:
+    """A grid: one row of images, then rows of attribution maps, all on one diverging scale.
+
+    Every map is scaled to unit L2 norm first, then the pooled absolute values are clipped at the
+    1 − ``clip`` quantile, so that rows can be compared by eye.
+
+    Parameters
+    ----------
+    rows : mapping
+        Label -> (N, C, H, W); the row named by ``images`` is shown in grey or colour.
+    titles : sequence of str, optional
+        One for each column.
+    """
+    maps = {name: _unit_norm(values).sum(1, keepdim=True) for name, values in rows.items() if name != images}
+    pooled = np.concatenate([values.abs().flatten().cpu().numpy() for values in maps.values()])
+    limit = float(np.quantile(pooled, 1 - clip))
+    n_columns = len(next(iter(rows.values())))
+    cell = WIDTH / (n_columns + 1.2)
+    fig, axes = plt.subplots(len(rows), n_columns, figsize=(WIDTH, cell * (len(rows) + 0.35)), squeeze=False)
+    drawn = None
+    for line, (name, values) in zip(axes, rows.items(), strict=True):
+        for axis, value in zip(line, maps.get(name, values), strict=True):
+            if name == images:
+                axis.imshow(_pixels(value), cmap="gray_r", vmin=0, vmax=1)
+            else:
+                drawn = axis.imshow(_pixels(value), cmap=DIVERGING, vmin=-limit, vmax=limit)
+            _bare(axis)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    for axis, title in zip(axes[0], titles or [], strict=False):
+        axis.set_title(title, fontsize=7, pad=3)
+    if drawn is not None:
+        bar = fig.colorbar(drawn, ax=axes[1:], shrink=0.8, pad=0.01, aspect=25)
+        bar.set_label("attribution, each map scaled to unit norm", fontsize=7)
+        bar.ax.tick_params(labelsize=7)
+    return fig
+
+
+def _unit_norm(values: Tensor) -> Tensor:
+    lengths = values.flatten(1).norm(dim=1).clamp_min(1e-30)
+    return values / lengths.view(-1, *(1,) * (values.ndim - 1))
+
+
+def plot_densities(fractions: Mapping[str, Tensor], *, k: int, d: int, ax: Axes, title: str = "") -> None:
+    """Densities of tangent fractions, one curve a method, with the exact law of random vectors.
+
+    The grey area is the density of the fraction of Gaussian noise in d dimensions on a k-dimensional
+    space, whose square follows Beta(k/2, (d − k)/2). (The papers draw a line at √(k/d).)
+    """
+    grid = np.linspace(0, 1, 801)
+    law = 2 * grid * stats.beta.pdf(grid**2, k / 2, (d - k) / 2)
+    ax.fill_between(grid, law / law.max(), color=colour("random"), alpha=0.45, lw=0, label="random, exact law")
+    for method, values in fractions.items():
+        array = values.detach().cpu().numpy()
+        density = stats.gaussian_kde(array[np.isfinite(array)])(grid)
+        ax.plot(
+            *(grid, density / density.max()),
+            color=colour(method),
+            ls=_DASHES.get(method, "-"),
+            lw=1.6,
+            label=f"{method}, mean {np.nanmean(array):.2f}",
+        )
+    ax.set(xlim=(0, 1), ylim=(0, 1.08), xlabel="fraction in tangent space ‖P a‖ / ‖a‖", yticks=[], title=title)
+    ax.set_ylabel("density (each scaled to peak 1)")
+
+
+def plot_intervals(table: pd.DataFrame, *, ax: Axes, xlabel: str, reference: float | None = None) -> None:
+    """Means with 95 % intervals, one line a row; columns ``name, mean, low, high`` and optionally ``kind``."""
+    places = np.arange(len(table))[::-1]
+    kinds = table["kind"] if "kind" in table else pd.Series(["explainer"] * len(table))
+    for kind, marker, shade in (("explainer", "o", _PALETTE[0]), ("control", "D", _PALETTE[1])):
+        rows = (kinds == kind).to_numpy()
+        if not rows.any():
+            continue
+        part = table[rows]
+        spread = np.abs(part[["low", "high"]].to_numpy().T - part["mean"].to_numpy())
+        ax.errorbar(part["mean"], places[rows], xerr=spread, fmt=marker, ms=4.5, color=shade, lw=1.2, label=kind)
+    if reference is not None:
+        ax.axvline(reference, color=colour("random"), ls="--", lw=1, label="random, exact mean")
+    ax.set_yticks(places, table["name"])
+    ax.set(xlabel=xlabel, ylim=(-0.6, len(table) - 0.4))
+    ax.grid(axis="x", lw=0.4, alpha=0.6)
+
+
+def plot_curves(table: pd.DataFrame, *, x: str, y: str, hue: str, ax: Axes, interval: bool = True) -> None:
+    """Lines with the shaded 95 % interval over repeated rows (seeds), colours as everywhere."""
+    for method, part in table.groupby(hue, sort=False):
+        grouped = part.groupby(x)[y]
+        mean = grouped.mean()
+        ax.plot(mean.index, mean, "o-", ms=3, lw=1.4, color=colour(str(method)), ls=_DASHES.get(str(method), "-"), label=method)
+        if interval and grouped.size().max() > 1:
+            half = grouped.sem() * stats.t.ppf(0.975, grouped.size() - 1)
+            ax.fill_between(mean.index, mean - half, mean + half, color=colour(str(method)), alpha=0.18, lw=0)
+    ax.set(xlabel=x, ylabel=y)

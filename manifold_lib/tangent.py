@@ -1,0 +1,302 @@
+"""Tangent spaces of a decoder's image manifold, and how much of an attribution lies in them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from scipy.special import gammaln
+from torch import Tensor
+
+from .checks import check_batch, check_count, check_positive
+
+Decoder = Callable[[Tensor], Tensor]
+
+# Tangent vectors pushed through the decoder at once: on a CPU more would leave the cache.
+_CPU_TANGENTS = 640
+_GPU_TANGENTS = 16_384
+
+
+def decoder_jacobian(decoder: Decoder, latents: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
+    """Jacobian ∂g/∂z of a decoder at each latent, by forward mode: K passes instead of D.
+
+    Parameters
+    ----------
+    decoder : callable
+        (B, *latent) -> (B, *shape), rows independent of each other.
+    latents : Tensor
+        (B, *latent), with K = prod(latent).
+    internal_batch_size : int, optional
+        Tangent vectors (latents × directions) per pass; bounds the memory beside the result.
+
+    Returns
+    -------
+    Tensor
+        (B, D, K) with D = prod(shape), in output units per latent unit.
+    """
+    check_batch(latents, "latents")
+    if internal_batch_size is None:
+        internal_batch_size = _GPU_TANGENTS if latents.device.type == "cuda" else _CPU_TANGENTS
+    check_count(internal_batch_size, "internal_batch_size")
+    n_directions = latents[0].numel()
+    n_rows = max(internal_batch_size // n_directions, 1)
+    n_at_once = min(max(internal_batch_size // n_rows, 1), n_directions)
+    directions = torch.eye(n_directions, device=latents.device, dtype=latents.dtype).view(-1, 1, *latents.shape[1:])
+
+    def push(chunk: Tensor, direction: Tensor) -> Tensor:
+        return torch.func.jvp(decoder, (chunk,), (direction.expand_as(chunk),))[1]
+
+    blocks = []
+    with torch.no_grad():
+        for chunk in latents.split(n_rows):
+            columns = torch.vmap(lambda direction, z=chunk: push(z, direction), chunk_size=n_at_once)(directions)
+            blocks.append(columns.flatten(2).permute(1, 2, 0))
+    return torch.cat(blocks)
+
+
+def tangent_basis(
+    decoder: Decoder, latents: Tensor, rtol: float | None = None, *, internal_batch_size: int | None = None
+) -> Tensor:
+    """Orthonormal basis of the tangent space at each decoded latent (paper 1, section 3.1).
+
+    The column space of the Jacobian, by QR and the SVD of the small factor, never from JᵀJ, which would
+    square the condition number.
+
+    Parameters
+    ----------
+    decoder, latents, internal_batch_size
+        As for :func:`decoder_jacobian`.
+    rtol : float, optional
+        Directions with a singular value of at most ``rtol`` times the largest are dropped. By default
+        max(1e-6, 32 · eps): independent of the image size, unlike the reference code's threshold.
+
+    Returns
+    -------
+    Tensor
+        (B, D, K), columns by falling singular value, the unused ones zero. A latent whose Jacobian is
+        not finite gets NaN.
+    """
+    if rtol is not None:
+        check_positive(rtol, "rtol", zero=True)
+    return orthonormal_columns(decoder_jacobian(decoder, latents, internal_batch_size=internal_batch_size), rtol)
+
+
+def orthonormal_columns(matrices: Tensor, rtol: float | None = None) -> Tensor:
+    """Orthonormal basis of the column space of each matrix: (B, D, K) -> (B, D, K), see :func:`tangent_basis`."""
+    if rtol is None:
+        rtol = max(1e-6, 32 * torch.finfo(matrices.dtype).eps)
+    finite = torch.isfinite(matrices).flatten(1).all(1)
+    if not finite.all():
+        _warn(f"tangent basis: {int((~finite).sum())} of {len(matrices)} Jacobians hold NaN or infinity")
+        matrices = matrices.where(finite[:, None, None], 0)
+    q, r = torch.linalg.qr(matrices)
+    rotation, values, _ = torch.linalg.svd(r, full_matrices=False)
+    kept = (values > rtol * values[:, :1]).to(matrices.dtype)
+    basis = (q @ rotation) * kept[:, None, :]
+    if basis.shape[2] < matrices.shape[2]:
+        basis = torch.nn.functional.pad(basis, (0, matrices.shape[2] - basis.shape[2]))
+    return basis.where(finite[:, None, None], torch.nan)
+
+
+def project(vectors: Tensor, basis: Tensor) -> Tensor:
+    """Orthogonal projection P v = Q Qᵀ v onto the tangent space (paper 1, Eq. 1).
+
+    Parameters
+    ----------
+    vectors : Tensor
+        (B, *shape).
+    basis : Tensor
+        (B, D, K) orthonormal columns, D = prod(shape).
+
+    Returns
+    -------
+    Tensor
+        (B, *shape).
+    """
+    flat = _flat(vectors, basis)
+    coordinates = torch.einsum("bdk,bd->bk", basis, flat)
+    return torch.einsum("bdk,bk->bd", basis, coordinates).view_as(vectors)
+
+
+def tangent_fraction(attributions: Tensor, basis: Tensor) -> Tensor:
+    """Share ‖P a‖₂ / ‖a‖₂ of an attribution inside the tangent space (paper 1, Eq. 1).
+
+    A ratio of norms, not of their squares: the cosine of the angle between attribution and tangent space.
+
+    Parameters
+    ----------
+    attributions : Tensor
+        (B, *shape).
+    basis : Tensor
+        (B, D, K) orthonormal columns, D = prod(shape).
+
+    Returns
+    -------
+    Tensor
+        (B,) in [0, 1]; NaN, with one warning, where the attribution is zero everywhere. Differentiable.
+    """
+    flat = _flat(attributions, basis)
+    # scaled by the largest entry, so that tiny attributions do not underflow when squared
+    scale = flat.detach().abs().amax(1, keepdim=True)
+    undefined = (scale == 0) | ~torch.isfinite(scale)
+    if undefined.any():
+        count = f"{int(undefined.sum())} of {len(undefined)}"
+        _warn(f"tangent_fraction: {count} attributions are zero everywhere or not finite; their fraction is NaN")
+    flat = flat / scale
+    inside = torch.linalg.vector_norm(torch.einsum("bdk,bd->bk", basis, flat), dim=1)
+    return inside / torch.linalg.vector_norm(flat, dim=1)
+
+
+def tangent_share(basis: Tensor) -> Tensor:
+    """Tangent share of each input entry, t_p = Σ_j Q_pj², which sums to the rank: (B, D, K) -> (B, D).
+
+    The squared length of the tangent part of the unit vector e_p; paper 1 uses it as a saliency map in ROAR.
+    """
+    return check_batch(basis, "basis", min_dim=3).square().sum(2)
+
+
+def random_fraction(k: int, d: int) -> tuple[float, float]:
+    """Mean and standard deviation of the tangent fraction of isotropic Gaussian noise, exactly.
+
+    The squared fraction follows Beta(k/2, (d − k)/2), so the mean is
+    Γ((k+1)/2) Γ(d/2) / (Γ(k/2) Γ((d+1)/2)) and the variance k/d minus its square. The √(k/d) drawn in
+    the papers is the root of the mean square, slightly above the mean.
+
+    Parameters
+    ----------
+    k, d : int
+        Dimension of the tangent space and of the input, 0 ≤ k ≤ d.
+    """
+    check_count(d, "d")
+    check_count(k, "k", least=0)
+    if k > d:
+        raise ValueError(f"k: got {k}, wants at most d = {d}")
+    if k in (0, d):
+        return float(k == d), 0.0
+    short_k, short_d = _half_step_deficit(k / 2), _half_step_deficit(d / 2)
+    mean_square = k / d * (1 - short_k) / (1 - short_d)
+    variance = k / d * (short_k - short_d) / (1 - short_d)
+    return math.sqrt(mean_square), math.sqrt(variance)
+
+
+def _half_step_deficit(x: float) -> float:
+    """1 − (Γ(x + ½) / Γ(x))² / x, without the cancellation that a direct difference has for large x."""
+    if x < 50:
+        return -math.expm1(2 * (gammaln(x + 0.5) - gammaln(x)) - math.log(x))
+    return 1 / (4 * x) - 1 / (32 * x**2) - 1 / (128 * x**3) + 5 / (2048 * x**4)
+
+
+def project_matrix_free(
+    vectors: Tensor, decoder: Decoder, latents: Tensor, rtol: float = 1e-6, max_iter: int = 200
+) -> Tensor:
+    """Projection onto the tangent space without storing the Jacobian: J w with w = argmin ‖J w − v‖.
+
+    LSQR (Paige and Saunders 1982) with one jvp and one vjp an iteration, all images in lock-step. The
+    small latent vectors are kept and re-orthogonalised, so that badly scaled decoders converge too.
+
+    Parameters
+    ----------
+    vectors : Tensor
+        (B, *shape).
+    decoder, latents
+        As for :func:`decoder_jacobian`.
+    rtol : float
+        An image stops when ‖Jᵀ r‖ ≤ rtol · ‖J‖ · ‖r‖ for its residual r, or when its Krylov space is exhausted.
+    max_iter : int
+        Most iterations; images that need more are counted in one warning.
+
+    Returns
+    -------
+    Tensor
+        (B, *shape).
+    """
+    check_batch(vectors, "vectors")
+    check_batch(latents, "latents")
+    check_count(max_iter, "max_iter")
+    check_positive(rtol, "rtol")
+    if len(vectors) != len(latents):
+        raise ValueError(f"latents: got {len(latents)} rows, wants {len(vectors)} like vectors")
+    vectors, latents = vectors.detach(), latents.detach()
+    images, pull = torch.func.vjp(decoder, latents)
+    if images.shape != vectors.shape:
+        raise ValueError(f"vectors: got shape {tuple(vectors.shape)}, wants {tuple(images.shape)} like the decoder's output")
+
+    def forward(w: Tensor) -> Tensor:
+        return torch.func.jvp(decoder, (latents,), (w.view_as(latents),))[1].flatten(1)
+
+    def backward(u: Tensor) -> Tensor:
+        return pull(u.view_as(images))[0].flatten(1)
+
+    with torch.no_grad():
+        solution, converged = _lsqr(forward, backward, vectors.flatten(1), rtol, max_iter)
+        if not converged.all():
+            _warn(f"project_matrix_free: {int((~converged).sum())} of {len(vectors)} images not converged in {max_iter} iterations")
+        return forward(solution).view_as(vectors)
+
+
+def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows scaled to length 1, and the lengths (B, 1); zero rows stay zero."""
+    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return vectors / lengths.where(lengths > 0, 1), lengths
+
+
+def _lsqr(
+    forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor], b: Tensor, rtol: float, max_iter: int
+) -> tuple[Tensor, Tensor]:
+    """Rows of argmin ‖J w − b‖ and whether each has converged; a converged row no longer moves."""
+    u, beta = _unit(b)
+    v, alpha = _unit(backward(u))
+    kept = [v]
+    w, x = v, torch.zeros_like(v)
+    phi_bar, rho_bar = beta, alpha
+    norm = alpha.clone()
+    done = (alpha * beta == 0).squeeze(1)
+    exhausted = 10 * torch.finfo(b.dtype).eps
+    for _ in range(max_iter):
+        u, beta = _unit(forward(v) - alpha * u)
+        v = backward(u) - beta * v
+        for _ in range(2):  # once is not enough when the new vector is small
+            basis = torch.stack(kept, 2)
+            v = v - torch.einsum("bkj,bj->bk", basis, torch.einsum("bkj,bk->bj", basis, v))
+        v, alpha = _unit(v)
+        norm = torch.maximum(norm, torch.hypot(alpha, beta))
+        spent = alpha <= exhausted * norm
+        v, alpha = v.where(~spent, 0), alpha.where(~spent, 0)
+        kept.append(v)
+        rho = torch.hypot(rho_bar, beta)
+        safe = rho.where(rho > 0, 1)
+        cosine, sine = rho_bar / safe, beta / safe
+        theta, rho_bar, phi = sine * alpha, -cosine * alpha, cosine * phi_bar
+        phi_bar = sine * phi_bar
+        x = torch.where(done[:, None], x, x + phi / safe * w)
+        w = v - theta / safe * w
+        # ‖Jᵀ r‖ = φ̄ · α · |c| and ‖r‖ = φ̄ (Paige and Saunders, section 5)
+        done = done | (alpha * cosine.abs() <= rtol * norm).squeeze(1) | ~torch.isfinite(phi).squeeze(1)
+        if done.all():
+            break
+    return x, done
+
+
+def _flat(vectors: Tensor, basis: Tensor) -> Tensor:
+    """Vectors as (B, D), after checking them against the basis."""
+    if not isinstance(basis, Tensor) or basis.ndim != 3:
+        got = tuple(basis.shape) if isinstance(basis, Tensor) else type(basis).__name__
+        raise ValueError(f"basis: got {got}, wants (B, D, K)")
+    if not isinstance(vectors, Tensor) or vectors.ndim < 2 or vectors.numel() == 0:
+        got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
+        raise ValueError(f"vectors: got {got}, wants (B, *shape) with B of at least 1")
+    flat = vectors.flatten(1)
+    if basis.shape[:2] != flat.shape:
+        raise ValueError(
+            f"basis: got shape {tuple(basis.shape)}, wants ({flat.shape[0]}, {flat.shape[1]}, K) "
+            f"for vectors of shape {tuple(vectors.shape)}"
+        )
+    if basis.dtype != flat.dtype or basis.device != flat.device:
+        raise ValueError(f"basis: got {basis.dtype} on {basis.device}, wants {flat.dtype} on {flat.device} like the vectors")
+    return flat
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
