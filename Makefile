@@ -22,6 +22,8 @@ ENV    := .venv/.stamp
 endif
 
 export MANIFOLD_DATA
+# This copy of the library, wherever an editable install points.
+export PYTHONPATH              := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PYTHONHASHSEED          := 0
 export CUBLAS_WORKSPACE_CONFIG := :4096:8
 export JUPYTER_PREFER_ENV_PATH := 1

@@ -33,7 +33,7 @@ def remove_top(inputs: Tensor, ranking: Tensor, fraction: float, fill: float | T
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction: got {fraction!r}, wants a number in [0, 1]")
     flat = ranking.flatten(1)
-    order = flat.argsort(1, descending=True, stable=True)[:, : round(fraction * flat.shape[1])]
+    order = flat.argsort(dim=1, descending=True, stable=True)[:, : round(fraction * flat.shape[1])]
     removed = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, True).view_as(inputs)
     return torch.where(removed, torch.as_tensor(fill, dtype=inputs.dtype, device=inputs.device), inputs)
 

@@ -72,7 +72,7 @@ def real_data(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     return wanted
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def processes() -> multiprocessing.context.ForkServerContext:
     """Other processes, forked from one that has imported the library once and run nothing."""
     context = multiprocessing.get_context("forkserver")

@@ -1,6 +1,8 @@
 """Tangent spaces: Jacobians, ranks, projections, fractions and their law under chance."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -120,6 +122,13 @@ def test_the_dtype_is_kept_and_nothing_holds_a_graph(dtype, capfd):
         assert found.dtype == dtype and not found.requires_grad
     assert latents.grad is None and all(parameter.grad is None for parameter in decoder.parameters())
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_first_call_of_a_process_says_nothing_on_either_stream():
+    """torch's forward mode loads parts of itself on first use and warns of its own deprecations."""
+    code = "import torch, manifold_lib as ml; ml.tangent_basis(lambda z: torch.tanh(z), torch.rand(2, 3))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_the_vae_has_a_full_tangent_space():
@@ -508,6 +517,12 @@ def test_matrix_free_projection_reaches_every_singular_value_that_the_basis_keep
     close(ml.project_matrix_free(vectors, decoder, latents), expected, tolerance)
 
 
+def test_matrix_free_projection_is_as_exact_where_little_of_the_vector_is_tangent():
+    decoder, left = planted(torch.linspace(1, 4, 40, dtype=torch.float64).tolist(), d=2000)
+    vectors = draw(4, 2000, seed=2)
+    close(ml.project_matrix_free(vectors, decoder, draw(4, 40)), vectors @ left @ left.T, 1e-6)
+
+
 def test_matrix_free_projection_with_latents_of_any_shape_and_more_latents_than_pixels():
     decoder = smooth_decoder(8, (1, 4, 4))
     latents, vectors = draw(3, 2, 2, 2, seed=1), draw(3, 1, 4, 4, seed=2)
@@ -573,7 +588,7 @@ def test_matrix_free_projection_never_stores_the_jacobian():
         found = ml.project_matrix_free(vectors, decoder, latents)
     with LargestTensor() as dense:
         basis = ml.tangent_basis(decoder, latents)
-    close(found, ml.project(vectors, basis), 1e-6)
+    close(found, ml.project(vectors, basis), 1e-4)
     assert dense.entries >= batch * k * d
     assert free.entries <= 4 * batch * (k + d)
 
