@@ -94,7 +94,9 @@ def _radius(eps: float | Tensor, inputs: Tensor, norm_scope: str) -> Tensor:
         if not (torch.isfinite(eps) & (eps >= 0)).all():
             raise ValueError("eps: wants finite radii of at least 0")
         return eps.to(inputs).view(-1, *ones)
-    return torch.full((1, *ones), check_positive(float(eps), "eps", zero=True), dtype=inputs.dtype, device=inputs.device)
+    return torch.full(
+        (1, *ones), check_positive(float(eps), "eps", zero=True), dtype=inputs.dtype, device=inputs.device
+    )
 
 
 def _length(vectors: Tensor, norm_scope: str) -> Tensor:

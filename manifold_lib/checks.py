@@ -68,4 +68,6 @@ def warn_non_finite(values: Tensor, name: str) -> None:
     """One warning that counts the images whose result holds NaN or infinity."""
     bad = int((~torch.isfinite(values.detach().flatten(1)).all(1)).sum())
     if bad:
-        warnings.warn(f"{name}: {bad} of {len(values)} images have NaN or infinite values", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"{name}: {bad} of {len(values)} images have NaN or infinite values", RuntimeWarning, stacklevel=3
+        )

@@ -7,10 +7,14 @@ into ``data/cache``. Checksums are compared before a file is trusted, and before
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
 import pickle
 import shutil
+import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -92,27 +96,23 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
 # --- torchvision's sets -----------------------------------------------------------------------
 
 
-def _candidates(relative: str) -> list[Path]:
-    """Where a file may lie: under ``MANIFOLD_DATA`` (with or without its folder), then the cache."""
-    folders = [runtime.data_folder(), runtime.CACHE]
-    paths: list[Path] = []
-    for folder in folders:
-        if folder is not None:
-            paths += [folder / relative, folder / Path(relative).name]
-    return paths
+def _find(relative: str, *, bare: bool = False) -> Path | None:
+    """A file under ``MANIFOLD_DATA``, or in the cache; ``bare`` also takes it without its folder.
+
+    MNIST and Fashion-MNIST share their file names, so theirs need the folder.
+    """
+    names = [relative, Path(relative).name] if bare else [relative]
+    folders = [folder for folder in (runtime.data_folder(), runtime.CACHE) if folder is not None]
+    return next((path for folder in folders for name in names if (path := folder / name).is_file()), None)
 
 
-def _find(relative: str) -> Path | None:
-    return next((path for path in _candidates(relative) if path.is_file()), None)
-
-
-def _missing(what: str, relatives: list[str]) -> DataNotFound:
+def _missing(what: str, relatives: list[str], *, other_way: str = "") -> DataNotFound:
     folder = runtime.data_folder()
     places = [str(folder)] if folder else ["MANIFOLD_DATA (not set)"]
+    other_way = other_way or "run `make data` on a machine with a network, which downloads it into data/cache"
     return DataNotFound(
         f"{what}: looked for {', '.join(relatives)} in {' and in '.join([*places, 'data/cache'])}. "
-        f"Provide it in one of two ways: set MANIFOLD_DATA to a folder that holds {relatives[0]}, "
-        "or run `make data` on a machine with a network, which downloads it into data/cache."
+        f"Provide it in one of two ways: set MANIFOLD_DATA to a folder that holds {relatives[0]}, or {other_way}."
     )
 
 
@@ -134,20 +134,16 @@ def _download(what: str, relatives: list[str]) -> Iterator[None]:
 
 
 def _idx(name: str, dataset: type[tvd.MNIST], train: bool) -> tuple[Tensor, Tensor, str]:
-    """MNIST and Fashion-MNIST: archives are verified, copied into the cache and unpacked there."""
+    """MNIST and Fashion-MNIST: archives are verified and unpacked into the cache, each in one step."""
     folder = _FOLDERS[name]
     archives = [f"{folder}/{file}" for file, _ in dataset.resources]
     with storage.locked(runtime.CACHE / folder):
         for archive, (_, md5) in zip(archives, dataset.resources, strict=True):
-            target = runtime.CACHE / archive
-            if target.with_suffix("").is_file():
-                continue
+            unpacked = (runtime.CACHE / archive).with_suffix("")
             found = _find(archive)
-            if found is not None:
+            if found is not None and not unpacked.is_file():
                 _check_md5(found, md5)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if found != target:
-                    storage.write_bytes(target, found.read_bytes())
+                storage.write_bytes(unpacked, gzip.decompress(found.read_bytes()))
         with _download(name, archives):
             split_ = dataset(runtime.CACHE, train=train, download=True)
     return split_.data[:, None].float() / 255, split_.targets.long(), ""
@@ -166,12 +162,10 @@ def _emnist(train: bool) -> tuple[Tensor, Tensor, str]:
     archive = f"{_FOLDERS['emnist']}/gzip.zip"
     with storage.locked(runtime.CACHE / _FOLDERS["emnist"]):
         target = runtime.CACHE / archive
-        found = _find(archive)
-        if found is not None:
+        found = _find(archive, bare=True)
+        if found is not None and not target.exists():
             _check_md5(found, tvd.EMNIST.md5)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if found != target:
-                shutil.copyfile(found, target)
+            storage.write_bytes(target, found.read_bytes())
         with _download("emnist", [archive]):
             split_ = tvd.EMNIST(runtime.CACHE, split="letters", train=train, download=True)
     return split_.data.transpose(1, 2)[:, None].float() / 255, split_.targets.long() - 1, ""
@@ -183,10 +177,12 @@ def _cifar10(train: bool) -> tuple[Tensor, Tensor, str]:
     found = {file: _find(f"{_CIFAR}/{file}") for file in known}
     if not any(found.values()):
         with storage.locked(runtime.CACHE / _CIFAR):
-            archive = _find(tvd.CIFAR10.filename)
+            archive = _find(tvd.CIFAR10.filename, bare=True)
             if archive is not None:
                 _check_md5(archive, tvd.CIFAR10.tgz_md5)
-                shutil.unpack_archive(archive, runtime.CACHE, filter="data")
+                with tempfile.TemporaryDirectory(dir=runtime.CACHE) as aside:
+                    shutil.unpack_archive(archive, aside, filter="data")
+                    (Path(aside) / _CIFAR).replace(runtime.CACHE / _CIFAR)
             else:
                 with _download("cifar10", [f"{_CIFAR}/{file}" for file in known]):
                     tvd.CIFAR10(runtime.CACHE, train=train, download=True)
@@ -209,14 +205,16 @@ def _cifar10(train: bool) -> tuple[Tensor, Tensor, str]:
 def _xray(train: bool) -> tuple[Tensor, Tensor, str]:
     """Chest X-rays (Kermany et al.) at 64 px: 0 normal, 1 pneumonia."""
     relative = f"chest_xray_pneumonia/{_XRAY}"
-    path = _find(relative)
+    path = _find(relative, bare=True)
     if path is None:
-        raise _missing("xray", [relative])
+        raise _missing(
+            "xray", [relative], other_way="make the file as data/README.md describes and put it into data/cache"
+        )
     part = "train" if train else "test"
     try:
         with np.load(path, allow_pickle=False) as archive:
             images, labels = archive[f"{part}_images"], archive[f"{part}_labels"]
-    except (KeyError, ValueError, OSError, EOFError) as error:
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise storage.CorruptFile(
             f"{path}: not an archive with {part}_images (N, 64, 64) uint8 and {part}_labels (N, 1): {error}"
         ) from error

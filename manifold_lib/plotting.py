@@ -175,7 +175,16 @@ def plot_curves(table: pd.DataFrame, *, x: str, y: str, hue: str, ax: Axes, inte
     for method, part in table.groupby(hue, sort=False):
         grouped = part.groupby(x)[y]
         mean = grouped.mean()
-        ax.plot(mean.index, mean, "o-", ms=3, lw=1.4, color=colour(str(method)), ls=_DASHES.get(str(method), "-"), label=method)
+        ax.plot(
+            mean.index,
+            mean,
+            "o-",
+            ms=3,
+            lw=1.4,
+            color=colour(str(method)),
+            ls=_DASHES.get(str(method), "-"),
+            label=method,
+        )
         if interval and grouped.size().max() > 1:
             half = grouped.sem() * stats.t.ppf(0.975, grouped.size() - 1)
             ax.fill_between(mean.index, mean - half, mean + half, color=colour(str(method)), alpha=0.18, lw=0)

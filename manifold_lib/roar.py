@@ -103,6 +103,9 @@ def retrain(
             schedule.step()
     with torch.no_grad():
         return torch.cat(
-            [forward(stacked, chunk).argmax(2) == labels for chunk, labels in zip(test_inputs.split(500, 1), test_labels.split(500), strict=True)],
+            [
+                forward(stacked, chunk).argmax(2) == labels
+                for chunk, labels in zip(test_inputs.split(500, 1), test_labels.split(500), strict=True)
+            ],
             1,
         )

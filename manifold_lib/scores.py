@@ -143,10 +143,8 @@ def chunk_size(model: Model, inputs: Tensor, internal_batch_size: int | None = N
         return check_count(internal_batch_size, "internal_batch_size")
     few = inputs.detach()[:1].expand(3, *inputs.shape[1:])
     per_point = max(_saved_bytes(model, few) - _saved_bytes(model, few[:2]), 1)
-    if inputs.device.type == "cuda":
-        budget = int(_GPU_SHARE * torch.cuda.mem_get_info(inputs.device)[0])
-    else:
-        budget = _CPU_BYTES
+    on_gpu = inputs.device.type == "cuda"
+    budget = int(_GPU_SHARE * torch.cuda.mem_get_info(inputs.device)[0]) if on_gpu else _CPU_BYTES
     return min(max(budget // per_point, _POINTS[0]), _POINTS[1])
 
 

@@ -113,5 +113,7 @@ def _distances(u: Tensor, v: Tensor, r: Tensor, unit: float) -> tuple[Tensor, ..
     square = torch.maximum(u.abs(), v.abs()) - 0.92 * r
     half, height = math.sqrt(3) / 2, 0.62
     triangle = torch.maximum(v - height * r, half * u.abs() - v / 2 - height * r)
-    arms = torch.minimum(torch.maximum(u.abs() - 0.45 * r, v.abs() - 1.2 * r), torch.maximum(u.abs() - 1.2 * r, v.abs() - 0.45 * r))
+    arms = torch.minimum(
+        torch.maximum(u.abs() - 0.45 * r, v.abs() - 1.2 * r), torch.maximum(u.abs() - 1.2 * r, v.abs() - 0.45 * r)
+    )
     return disc, square, triangle, arms

@@ -80,7 +80,7 @@ def load_weights(path: Path, model: torch.nn.Module, sha256: str | None = None) 
     if sha256 is not None and found != sha256:
         raise CorruptFile(
             f"{path}: sha256 is {found[:16]}…, expected {sha256[:16]}…. The file is incomplete or was changed; "
-            f"restore it (git checkout -- {path.name}) or train it again (make models)."
+            f"restore it (git checkout -- data/models/{path.name}) or train it again (make models)."
         )
     state = load_tensors(content)
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})

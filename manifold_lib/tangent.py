@@ -221,7 +221,9 @@ def project_matrix_free(
     vectors, latents = vectors.detach(), latents.detach()
     images, pull = torch.func.vjp(decoder, latents)
     if images.shape != vectors.shape:
-        raise ValueError(f"vectors: got shape {tuple(vectors.shape)}, wants {tuple(images.shape)} like the decoder's output")
+        raise ValueError(
+            f"vectors: got shape {tuple(vectors.shape)}, wants {tuple(images.shape)} like the decoder's output"
+        )
 
     def forward(w: Tensor) -> Tensor:
         return torch.func.jvp(decoder, (latents,), (w.view_as(latents),))[1].flatten(1)
@@ -232,7 +234,8 @@ def project_matrix_free(
     with torch.no_grad():
         solution, converged = _lsqr(forward, backward, vectors.flatten(1), rtol, max_iter)
         if not converged.all():
-            _warn(f"project_matrix_free: {int((~converged).sum())} of {len(vectors)} images not converged in {max_iter} iterations")
+            count = f"{int((~converged).sum())} of {len(vectors)}"
+            _warn(f"project_matrix_free: {count} images not converged in {max_iter} iterations")
         return forward(solution).view_as(vectors)
 
 
@@ -294,7 +297,9 @@ def _flat(vectors: Tensor, basis: Tensor) -> Tensor:
             f"for vectors of shape {tuple(vectors.shape)}"
         )
     if basis.dtype != flat.dtype or basis.device != flat.device:
-        raise ValueError(f"basis: got {basis.dtype} on {basis.device}, wants {flat.dtype} on {flat.device} like the vectors")
+        raise ValueError(
+            f"basis: got {basis.dtype} on {basis.device}, wants {flat.dtype} on {flat.device} like the vectors"
+        )
     return flat
 
 

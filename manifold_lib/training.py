@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -67,14 +67,14 @@ def fit(
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    settings = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    first, seconds = 0, 0.0
+    settings = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "bf16": bf16}
+    first, seconds, steps = 0, 0.0, 0
     if checkpoint is not None and checkpoint.exists():
         state = storage.load_checkpoint(checkpoint)
         if state["settings"] == settings:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            first, seconds = state["epoch"], state["seconds"]
+            first, seconds, steps = state["epoch"], state["seconds"], state["steps"]
 
     was_training = model.training
     model.train()
@@ -100,18 +100,20 @@ def fit(
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
                 optimizer.step()
+            steps += len(batches)
             seconds += time.perf_counter() - started
             if checkpoint is not None:
-                state: dict[str, Any] = {
+                state = {
                     "settings": settings,
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "epoch": epoch + 1,
+                    "steps": steps,
                     "seconds": seconds,
                 }
                 storage.save_checkpoint(checkpoint, state)
     if on_step is not None:
-        on_step(epochs * len(batches), model)
+        on_step(steps, model)
     model.train(was_training)
     return seconds
 

@@ -76,7 +76,15 @@ _add(
 _add(
     "cifar-ae",
     functools.partial(Autoencoder, 3, 48, 9),
-    *("cifar10", "autoencoder", 30, 64, 1e-3, 6, "convolutional autoencoder, stride 8, latent 9×4×4 (k = 144), L1 loss"),
+    *(
+        "cifar10",
+        "autoencoder",
+        30,
+        64,
+        1e-3,
+        6,
+        "convolutional autoencoder, stride 8, latent 9×4×4 (k = 144), L1 loss",
+    ),
     bf16=True,
 )
 _add(
@@ -123,12 +131,17 @@ def load(name: str, device: str | torch.device = "cpu", *, progress: bool = Fals
     VAE, Autoencoder or nn.Sequential
         Float32 on ``device``.
     """
-    file = path(name)
-    if not file.exists():
-        train(name, device=runtime.resolve_device(str(device)), progress=progress)
+    where = runtime.resolve_device(str(device))
+    if not _made(name):
+        train(name, device=where, progress=progress)
     model = RECIPES[name].build()
-    storage.load_weights(file, model, card(name)["sha256"])
-    return model.eval().requires_grad_(False).to(device)
+    storage.load_weights(path(name), model, card(name)["sha256"])
+    return model.eval().requires_grad_(False).to(where)
+
+
+def _made(name: str) -> bool:
+    """Whether weights and card are there; the card is written last."""
+    return path(name).exists() and path(name).with_suffix(".json").exists()
 
 
 def samples(name: str, n_samples: int, *, seed: int) -> generated.Samples:
@@ -151,7 +164,7 @@ def train(name: str, *, device: torch.device, progress: bool = False, again: boo
     recipe, file = RECIPES[name], path(name)
     checkpoint = runtime.CACHE / "checkpoints" / f"{name}.ckpt"
     with storage.locked(checkpoint):
-        if file.exists() and not again:
+        if _made(name) and not again:
             return
         model, batches, loss, checksum = _prepare(name, device)
         seconds = training.fit(
@@ -329,7 +342,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.names or RECIPES:
         path(name)
-        train(name, device=runtime.resolve_device(arguments.device), progress=runtime.interactive(), again=arguments.again)
+        train(
+            name, device=runtime.resolve_device(arguments.device), progress=runtime.interactive(), again=arguments.again
+        )
         print(f"{name}: {card(name)['measures']}", flush=True)
     write_model_card()
 

@@ -5,7 +5,6 @@ import pickle
 import struct
 import tarfile
 import zipfile
-import zlib
 
 import numpy as np
 import pytest
@@ -115,7 +114,6 @@ def test_a_corrupt_archive_is_named(mnist):
     assert not list(runtime.CACHE.rglob("*-ubyte"))
 
 
-@pytest.mark.xfail(raises=data.DataNotFound, strict=True, reason="_idx: torchvision unpacks in place, not atomically")
 def test_a_half_unpacked_file_is_not_used(mnist, monkeypatch):
     raw = runtime.CACHE / "MNIST/raw"
     data.load("mnist")
@@ -128,7 +126,6 @@ def test_a_half_unpacked_file_is_not_used(mnist, monkeypatch):
         assert "train-images-idx3-ubyte" in str(error)
 
 
-@pytest.mark.xfail(raises=storage.CorruptFile, strict=True, reason="_candidates: bare names are the same in both sets")
 def test_a_folder_of_one_set_is_not_taken_for_another(mnist, monkeypatch):
     """MANIFOLD_DATA may point straight at MNIST/raw, whose files are named like Fashion-MNIST's."""
     monkeypatch.setenv("MANIFOLD_DATA", str(mnist / "MNIST/raw"))
@@ -161,7 +158,6 @@ def test_missing_data_says_what_where_and_two_ways(folders, tmp_path, monkeypatc
         assert "make data" in message
 
 
-@pytest.mark.xfail(raises=AssertionError, strict=True, reason="_missing: make data has no X-ray download")
 def test_the_missing_xray_set_is_not_said_to_be_downloaded(folders):
     with pytest.raises(data.DataNotFound) as error:
         data.load("xray")
@@ -264,9 +260,6 @@ def test_xray(given_folder):
     assert data.load("xray", train=False).labels.tolist() == [1]
 
 
-@pytest.mark.xfail(
-    raises=(zipfile.BadZipFile, zlib.error), strict=True, reason="_xray: BadZipFile and zlib.error are not caught"
-)
 def test_a_corrupt_xray_archive_is_named(given_folder):
     path = write_xray(given_folder)
     content = path.read_bytes()

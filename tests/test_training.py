@@ -92,7 +92,6 @@ def test_a_finished_checkpoint_is_only_loaded(tmp_path):
     assert same(first, second)
 
 
-@pytest.mark.xfail(raises=UnboundLocalError, strict=True, reason="fit: batches is unbound when no epoch is left")
 def test_a_finished_checkpoint_takes_on_step(tmp_path):
     checkpoint, steps = tmp_path / "run.ckpt", []
     fit(network(), checkpoint=checkpoint)
