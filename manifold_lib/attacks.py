@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_batch, check_choice, check_count, check_positive
-from .scores import Model, left_as_found, resolve_target
+from .scores import Model, check_differentiable, left_as_found, resolve_target
 
 
 def pgd(
@@ -57,6 +57,8 @@ def pgd(
     check_choice(norm, "norm", ("l2", "linf"))
     check_choice(norm_scope, "norm_scope", ("sample", "batch"))
     check_count(n_steps, "n_steps")
+    if clamp is not None and not clamp[0] < clamp[1]:
+        raise ValueError(f"clamp: got {clamp!r}, wants (low, high) with low < high")
     radius = _radius(eps, inputs, norm_scope)
     share = 2.5 / n_steps if step_size is None else check_positive(step_size, "step_size")
     if norm_scope == "batch" and norm != "l2":
@@ -64,7 +66,7 @@ def pgd(
 
     inputs = inputs.detach()
     with left_as_found(model, inputs):
-        labels = resolve_target(model, inputs, target)
+        labels = resolve_target(model, inputs, target, len(inputs))
         if labels is None:
             raise ValueError("model: got scores (B,), wants logits (B, C) for the cross-entropy")
         delta = torch.zeros_like(inputs)
@@ -75,12 +77,14 @@ def pgd(
             points = (inputs + delta).requires_grad_()
             with torch.enable_grad():
                 loss = F.cross_entropy(model(points), labels, reduction="sum")
+                check_differentiable(loss)
             (gradient,) = torch.autograd.grad(loss, points)
             delta = delta + share * radius * _ascent_direction(gradient, norm, norm_scope)
             delta = _into_ball(delta, radius, norm, norm_scope)
             if clamp is not None:
                 delta = (inputs + delta).clamp(*clamp) - inputs
-    return inputs + delta
+    # once more, since adding the difference rounds
+    return inputs + delta if clamp is None else (inputs + delta).clamp(*clamp)
 
 
 def _radius(eps: float | Tensor, inputs: Tensor, norm_scope: str) -> Tensor:

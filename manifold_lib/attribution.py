@@ -34,8 +34,8 @@ def gradient(
     """
     check_batch(inputs)
     with left_as_found(model, inputs):
-        classes = resolve_target(model, inputs, target)
         size = chunk_size(model, inputs, internal_batch_size)
+        classes = resolve_target(model, inputs, target, size)
         attributions = summed_gradients(
             model, lambda rows, _: inputs[rows], inputs.new_ones(1), inputs, classes, size=size
         )
@@ -47,7 +47,7 @@ def input_x_gradient(
     model: Model, inputs: Tensor, target: int | Tensor | None = None, *, internal_batch_size: int | None = None
 ) -> Tensor:
     """x ⊙ ∂f/∂x (Shrikumar et al. 2016), in score units; arguments as for :func:`gradient`."""
-    return inputs.detach() * gradient(model, inputs, target, internal_batch_size=internal_batch_size)
+    return check_batch(inputs).detach() * gradient(model, inputs, target, internal_batch_size=internal_batch_size)
 
 
 def smoothgrad(
@@ -86,14 +86,15 @@ def smoothgrad(
     noise = torch.randn((n_samples, *inputs.shape[1:]), generator=generator, device=device, dtype=inputs.dtype)
     noise = stdevs * noise.to(inputs.device)
     with left_as_found(model, inputs):
-        classes = resolve_target(model, inputs, target)
+        size = chunk_size(model, inputs, internal_batch_size)
+        classes = resolve_target(model, inputs, target, size)
         attributions = summed_gradients(
             model,
             lambda rows, index: inputs[rows] + noise[index],
             inputs.new_full((n_samples,), 1 / n_samples),
             inputs,
             classes,
-            size=chunk_size(model, inputs, internal_batch_size),
+            size=size,
         )
     warn_non_finite(attributions, "smoothgrad")
     return attributions
@@ -138,8 +139,8 @@ def integrated_gradients(
     path = straight_path(inputs, 0.0 if baselines is None else baselines)
     assert path.displacement is not None
     with left_as_found(model, inputs):
-        classes = resolve_target(model, inputs, target)
         size = chunk_size(model, inputs, internal_batch_size)
+        classes = resolve_target(model, inputs, target, size)
         nodes, weights = rule(method, n_steps, inputs)
         average = mean_gradient(model, path, classes, nodes, weights, size=size)
         products = average * path.displacement.detach()

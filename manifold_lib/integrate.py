@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .checks import check_choice, check_count, warn_non_finite
 from .paths import Path, column, polyline
-from .scores import Model, chunk_size, left_as_found, resolve_target, score_gradient
+from .scores import Model, chunk_size, jvp, left_as_found, resolve_target, score_gradient
 
 METHODS = ("trapezoid", "left", "right", "midpoint", "gausslegendre")
 
@@ -75,7 +75,8 @@ def integrate(
     path = _with_end(model, path)
     assert path.end is not None
     with left_as_found(model, path.end):
-        classes = resolve_target(model, path.end, target)
+        size = chunk_size(model, path.end, internal_batch_size)
+        classes = resolve_target(model, path.end, target, size)
         attributions = line_integral(
             model,
             path,
@@ -83,11 +84,11 @@ def integrate(
             method=method,
             n_steps=n_steps,
             n_edges=n_edges,
-            size=chunk_size(model, path.end, internal_batch_size),
+            size=size,
             create_graph=create_graph,
         )
     warn_non_finite(attributions, "integrate")
-    return attributions
+    return attributions if create_graph else attributions.detach()
 
 
 def line_integral(
@@ -191,7 +192,7 @@ def _velocity_sum(
         rows, index = pairs // n_nodes, pairs % n_nodes
         t = nodes[index]
         with torch.set_grad_enabled(create_graph):
-            x, velocity = torch.func.jvp(lambda time, at=rows: path.at(at, time), (t,), (torch.ones_like(t),))
+            x, velocity = jvp(lambda time, at=rows: path.at(at, time), t, torch.ones_like(t))
         gradient = _gradient(model, path, x, rows, t, target, create_graph)
         total = _add(total, rows, gradient * velocity * column(weights[index], path.end), create_graph)
     return total

@@ -104,8 +104,8 @@ def plot_maps(
     pooled = np.concatenate([values.abs().flatten().cpu().numpy() for values in maps.values()])
     limit = float(np.quantile(pooled, 1 - clip))
     n_columns = len(next(iter(rows.values())))
-    cell = WIDTH / (n_columns + 1.2)
-    fig, axes = plt.subplots(len(rows), n_columns, figsize=(WIDTH, cell * (len(rows) + 0.35)), squeeze=False)
+    cell = (WIDTH - 1.5) / n_columns
+    fig, axes = plt.subplots(len(rows), n_columns, figsize=(WIDTH, cell * len(rows) + 0.45), squeeze=False)
     drawn = None
     for line, (name, values) in zip(axes, rows.items(), strict=True):
         for axis, value in zip(line, maps.get(name, values), strict=True):
@@ -116,11 +116,11 @@ def plot_maps(
             _bare(axis)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     for axis, title in zip(axes[0], titles or [], strict=False):
-        axis.set_title(title, fontsize=7, pad=3)
+        axis.set_title(title, fontsize=6.5, pad=3)
     if drawn is not None:
-        bar = fig.colorbar(drawn, ax=axes[1:], shrink=0.8, pad=0.01, aspect=25)
-        bar.set_label("attribution, each map scaled to unit norm", fontsize=7)
-        bar.ax.tick_params(labelsize=7)
+        bar = fig.colorbar(drawn, ax=axes[1:], shrink=0.9, pad=0.01, aspect=18)
+        bar.set_label("unit-norm map", fontsize=7)
+        bar.ax.tick_params(labelsize=6.5)
     return fig
 
 
@@ -150,6 +150,7 @@ def plot_densities(fractions: Mapping[str, Tensor], *, k: int, d: int, ax: Axes,
         )
     ax.set(xlim=(0, 1), ylim=(0, 1.08), xlabel="fraction in tangent space ‖P a‖ / ‖a‖", yticks=[], title=title)
     ax.set_ylabel("density (each scaled to peak 1)")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19), fontsize=7, handlelength=2.6)
 
 
 def plot_intervals(table: pd.DataFrame, *, ax: Axes, xlabel: str, reference: float | None = None) -> None:

@@ -53,20 +53,26 @@ def left_as_found(model: Model, inputs: Tensor) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def resolve_target(model: Model, inputs: Tensor, target: int | Tensor | None) -> Tensor | None:
+def jvp(function: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and directional derivative, without the deprecation notice of torch's own first use of forward mode."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+        return torch.func.jvp(function, (point,), (direction,))
+
+
+def resolve_target(model: Model, inputs: Tensor, target: int | Tensor | None, size: int) -> Tensor | None:
     """The class explained for each image: (B,) int64, or None for a model that returns (B,).
 
     Parameters
     ----------
     target : int, Tensor or None
         A class for all, one class per image (B,), or None for the class predicted at ``inputs``.
+    size : int
+        Points per pass.
     """
-    size = chunk_size(model, inputs) if target is None else 1
     rows = inputs if target is None else inputs[:1]
     with torch.no_grad():
-        scores = torch.cat([model(chunk) for chunk in rows.split(size)])
-    if scores.ndim not in (1, 2) or len(scores) != len(rows):
-        raise ValueError(f"model: got scores of shape {tuple(scores.shape)}, wants (B, C) or (B,) with B = {len(rows)}")
+        scores = torch.cat([_checked(model(chunk), len(chunk)) for chunk in rows.split(size)])
     if scores.ndim == 1:
         if target is not None:
             raise ValueError(f"target: got {target!r}, wants None for a model that returns scores (B,)")
@@ -76,21 +82,30 @@ def resolve_target(model: Model, inputs: Tensor, target: int | Tensor | None) ->
     return check_target(target, len(inputs), scores.shape[1], inputs.device)
 
 
-def check_target(target: int | Tensor, batch: int, n_classes: int, device: torch.device) -> Tensor:
+def _checked(scores: Tensor, batch: int) -> Tensor:
+    shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if not isinstance(scores, Tensor) or scores.ndim not in (1, 2) or len(scores) != batch:
+        raise ValueError(f"model: got scores {shape}, wants (B, C) or (B,) with B = {batch}")
+    return scores
+
+
+def check_target(
+    target: int | Tensor, batch: int, n_classes: int, device: torch.device, name: str = "target"
+) -> Tensor:
     """Expand an int, or check a (B,) tensor, of classes in [0, n_classes)."""
     if isinstance(target, Tensor):
         if target.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
-            raise ValueError(f"target: got {target.dtype}, wants int or a LongTensor ({batch},)")
+            raise ValueError(f"{name}: got {target.dtype}, wants int or a LongTensor ({batch},)")
         if target.ndim not in (0, 1) or (target.ndim == 1 and len(target) != batch):
-            raise ValueError(f"target: got shape {tuple(target.shape)}, wants ({batch},)")
+            raise ValueError(f"{name}: got shape {tuple(target.shape)}, wants ({batch},)")
         classes = target.to(device=device, dtype=torch.int64).expand(batch)
     elif isinstance(target, int) and not isinstance(target, bool):
         classes = torch.full((batch,), target, device=device)
     else:
-        raise ValueError(f"target: got {type(target).__name__}, wants int, LongTensor ({batch},) or None")
+        raise ValueError(f"{name}: got {type(target).__name__}, wants int, LongTensor ({batch},) or None")
     if int(classes.min()) < 0 or int(classes.max()) >= n_classes:
         raise ValueError(
-            f"target: got classes {int(classes.min())} to {int(classes.max())}, wants 0 to {n_classes - 1}"
+            f"{name}: got classes {int(classes.min())} to {int(classes.max())}, wants 0 to {n_classes - 1}"
         )
     return classes
 
@@ -126,10 +141,15 @@ def score_gradient(
         if not points.requires_grad:
             points = points.requires_grad_()
         values = select(model(points), target)
-        if not values.requires_grad:
-            raise ValueError("model: its scores do not depend on the inputs differentiably")
+        check_differentiable(values)
         (gradient,) = torch.autograd.grad(values.sum(), points, create_graph=create_graph)
     return (values, gradient) if create_graph else (values.detach(), gradient)
+
+
+def check_differentiable(scores: Tensor) -> None:
+    """Refuse scores that were detached from the inputs."""
+    if not scores.requires_grad:
+        raise ValueError("model: its scores do not depend on the inputs differentiably")
 
 
 def chunk_size(model: Model, inputs: Tensor, internal_batch_size: int | None = None) -> int:

@@ -55,7 +55,7 @@ def render_shapes(latents: Tensor, labels: Tensor | int, *, size: int = 32) -> T
         raise ValueError(f"latents: got shape {tuple(latents.shape)}, wants (B, {LATENT_DIM})")
     if check_count(size, "size", least=8) % 2:
         raise ValueError(f"size: got {size}, wants an even number")
-    labels = check_target(labels, len(latents), len(CLASSES), latents.device)
+    labels = check_target(labels, len(latents), len(CLASSES), latents.device, "labels")
     evidence = _half(latents[:, :4], labels, size)
     distractor = _half(latents[:, 4:], None, size)
     return torch.cat([evidence, distractor], 2)[:, None]

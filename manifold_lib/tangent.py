@@ -11,6 +11,7 @@ from scipy.special import gammaln
 from torch import Tensor
 
 from .checks import check_batch, check_count, check_positive
+from .scores import jvp
 
 Decoder = Callable[[Tensor], Tensor]
 
@@ -46,7 +47,7 @@ def decoder_jacobian(decoder: Decoder, latents: Tensor, *, internal_batch_size: 
     directions = torch.eye(n_directions, device=latents.device, dtype=latents.dtype).view(-1, 1, *latents.shape[1:])
 
     def push(chunk: Tensor, direction: Tensor) -> Tensor:
-        return torch.func.jvp(decoder, (chunk,), (direction.expand_as(chunk),))[1]
+        return jvp(decoder, chunk, direction.expand_as(chunk))[1]
 
     blocks = []
     with torch.no_grad():
@@ -137,7 +138,7 @@ def tangent_fraction(attributions: Tensor, basis: Tensor) -> Tensor:
     Tensor
         (B,) in [0, 1]; NaN, with one warning, where the attribution is zero everywhere. Differentiable.
     """
-    flat = _flat(attributions, basis)
+    flat = _flat(attributions, basis, "attributions")
     # scaled by the largest entry, so that tiny attributions do not underflow when squared
     scale = flat.detach().abs().amax(1, keepdim=True)
     undefined = (scale == 0) | ~torch.isfinite(scale)
@@ -154,7 +155,7 @@ def tangent_share(basis: Tensor) -> Tensor:
 
     The squared length of the tangent part of the unit vector e_p; paper 1 uses it as a saliency map in ROAR.
     """
-    return check_batch(basis, "basis", min_dim=3).square().sum(2)
+    return _check_basis(basis).square().sum(2)
 
 
 def random_fraction(k: int, d: int) -> tuple[float, float]:
@@ -203,7 +204,8 @@ def project_matrix_free(
     decoder, latents
         As for :func:`decoder_jacobian`.
     rtol : float
-        An image stops when ‖Jᵀ r‖ ≤ rtol · ‖J‖ · ‖r‖ for its residual r, or when its Krylov space is exhausted.
+        Directions with a singular value above ``rtol`` times the largest are resolved to ``rtol``: an image
+        stops when ‖Jᵀ r‖ ≤ rtol² · ‖J‖ · ‖J w‖ for its residual r, or when its Krylov space is exhausted.
     max_iter : int
         Most iterations; images that need more are counted in one warning.
 
@@ -226,7 +228,7 @@ def project_matrix_free(
         )
 
     def forward(w: Tensor) -> Tensor:
-        return torch.func.jvp(decoder, (latents,), (w.view_as(latents),))[1].flatten(1)
+        return jvp(decoder, latents, w.view_as(latents))[1].flatten(1)
 
     def backward(u: Tensor) -> Tensor:
         return pull(u.view_as(images))[0].flatten(1)
@@ -254,7 +256,7 @@ def _lsqr(
     kept = [v]
     w, x = v, torch.zeros_like(v)
     phi_bar, rho_bar = beta, alpha
-    norm = alpha.clone()
+    norm, explained = alpha.clone(), torch.zeros_like(alpha)
     done = (alpha * beta == 0).squeeze(1)
     exhausted = 10 * torch.finfo(b.dtype).eps
     for _ in range(max_iter):
@@ -275,31 +277,39 @@ def _lsqr(
         phi_bar = sine * phi_bar
         x = torch.where(done[:, None], x, x + phi / safe * w)
         w = v - theta / safe * w
-        # ‖Jᵀ r‖ = φ̄ · α · |c| and ‖r‖ = φ̄ (Paige and Saunders, section 5)
-        done = done | (alpha * cosine.abs() <= rtol * norm).squeeze(1) | ~torch.isfinite(phi).squeeze(1)
+        # ‖Jᵀ r‖ = φ̄ α |c|, and ‖J w‖² = Σ φ² (Paige and Saunders, section 5)
+        explained = torch.hypot(explained, phi)
+        small = phi_bar * alpha * cosine.abs() <= rtol**2 * norm * explained
+        done = done | small.squeeze(1) | ~torch.isfinite(phi).squeeze(1)
         if done.all():
             break
     return x, done
 
 
-def _flat(vectors: Tensor, basis: Tensor) -> Tensor:
+def _check_basis(basis: Tensor) -> Tensor:
+    """A floating-point (B, D, K); a row of NaN, from a decoder that failed for one latent, may pass."""
+    if not isinstance(basis, Tensor) or basis.ndim != 3 or basis.numel() == 0 or not basis.is_floating_point():
+        got = f"{basis.dtype} {tuple(basis.shape)}" if isinstance(basis, Tensor) else type(basis).__name__
+        raise ValueError(f"basis: got {got}, wants floating point (B, D, K), not empty")
+    return basis
+
+
+def _flat(vectors: Tensor, basis: Tensor, name: str = "vectors") -> Tensor:
     """Vectors as (B, D), after checking them against the basis."""
-    if not isinstance(basis, Tensor) or basis.ndim != 3:
-        got = tuple(basis.shape) if isinstance(basis, Tensor) else type(basis).__name__
-        raise ValueError(f"basis: got {got}, wants (B, D, K)")
-    if not isinstance(vectors, Tensor) or vectors.ndim < 2 or vectors.numel() == 0:
-        got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
-        raise ValueError(f"vectors: got {got}, wants (B, *shape) with B of at least 1")
+    _check_basis(basis)
+    usable = isinstance(vectors, Tensor) and vectors.ndim >= 2 and vectors.numel() > 0
+    if not usable or not vectors.is_floating_point():
+        got = f"{vectors.dtype} {tuple(vectors.shape)}" if isinstance(vectors, Tensor) else type(vectors).__name__
+        raise ValueError(f"{name}: got {got}, wants floating point (B, *shape) with B of at least 1")
     flat = vectors.flatten(1)
     if basis.shape[:2] != flat.shape:
         raise ValueError(
             f"basis: got shape {tuple(basis.shape)}, wants ({flat.shape[0]}, {flat.shape[1]}, K) "
-            f"for vectors of shape {tuple(vectors.shape)}"
+            f"for {name} of shape {tuple(vectors.shape)}"
         )
     if basis.dtype != flat.dtype or basis.device != flat.device:
-        raise ValueError(
-            f"basis: got {basis.dtype} on {basis.device}, wants {flat.dtype} on {flat.device} like the vectors"
-        )
+        wants = f"{flat.dtype} on {flat.device} like the {name}"
+        raise ValueError(f"basis: got {basis.dtype} on {basis.device}, wants {wants}")
     return flat
 
 
