@@ -105,21 +105,25 @@ class Results:
         """Note a model that the numbers depend on."""
         self._models[name] = sha256
 
+    def verdict(self, id: str) -> str:
+        """The verdict on a claim recorded before."""
+        return next(row["verdict"] for row in self._claims if row["id"] == id)
+
     def verdicts(self) -> pd.DataFrame:
-        """The claims so far, rounded for reading."""
+        """The claims so far, rounded for reading; the column of values names the profile."""
         rows = [
             {
                 "id": row["id"],
                 "statement": row["statement"],
                 "paper": number(row["paper"]),
-                "value": number(row["value"]),
+                self.profile: number(row["value"]),
                 "95 % interval": bracket(row["ci95"]),
                 "n": row["n"],
                 "verdict": row["verdict"],
             }
             for row in self._claims
         ]
-        return pd.DataFrame(rows, columns=["id", "statement", "paper", "value", "95 % interval", "n", "verdict"])
+        return pd.DataFrame(rows, columns=["id", "statement", "paper", self.profile, "95 % interval", "n", "verdict"])
 
     def finish(self) -> None:
         """Write ``results.json`` and put the folder in place of ``figures/<profile>/<slug>``."""

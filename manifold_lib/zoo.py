@@ -67,7 +67,7 @@ for _name in ("mnist32", "fashion32"):
 _add(
     "lenet-mnist32-robust",
     classifiers.lenet,
-    *("mnist32", "robust", 12, 64, 5e-4, 5),
+    *("mnist32", "robust", 8, 64, 5e-4, 5),
     "starts from lenet-mnist32; 15,000 fresh generated images an epoch under L2-PGD: 10 steps, norms per image, "
     "ε drawn from {0.5, 1, 2}",
     parents=("mnist32-vae", "mnist32-labeller", "lenet-mnist32"),
