@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_batch, check_choice, check_count, check_positive
+from .checks import check_batch, check_choice, check_count, check_positive, check_range
 from .scores import Model, check_differentiable, left_as_found, resolve_target
 
 
@@ -46,7 +46,7 @@ def pgd(
     clamp : tuple or None
         Valid range of the inputs; None leaves them unbounded.
     generator : torch.Generator, optional
-        For the random start inside the ball; None starts at ``inputs``.
+        For a random start at half the radius; None starts at ``inputs``.
 
     Returns
     -------
@@ -57,8 +57,7 @@ def pgd(
     check_choice(norm, "norm", ("l2", "linf"))
     check_choice(norm_scope, "norm_scope", ("sample", "batch"))
     check_count(n_steps, "n_steps")
-    if clamp is not None and not clamp[0] < clamp[1]:
-        raise ValueError(f"clamp: got {clamp!r}, wants (low, high) with low < high")
+    check_range(clamp, "clamp")
     radius = _radius(eps, inputs, norm_scope)
     share = 2.5 / n_steps if step_size is None else check_positive(step_size, "step_size")
     if norm_scope == "batch" and norm != "l2":
@@ -78,7 +77,7 @@ def pgd(
             with torch.enable_grad():
                 loss = F.cross_entropy(model(points), labels, reduction="sum")
                 check_differentiable(loss)
-            (gradient,) = torch.autograd.grad(loss, points)
+            (gradient,) = torch.autograd.grad(loss, points, materialize_grads=True)
             delta = delta + share * radius * _ascent_direction(gradient, norm, norm_scope)
             delta = _into_ball(delta, radius, norm, norm_scope)
             if clamp is not None:
@@ -90,17 +89,16 @@ def pgd(
 def _radius(eps: float | Tensor, inputs: Tensor, norm_scope: str) -> Tensor:
     """``eps`` as a tensor that broadcasts over (B, *shape)."""
     ones = (1,) * (inputs.ndim - 1)
-    if isinstance(eps, Tensor) and eps.ndim == 1:
-        if len(eps) != len(inputs):
+    if isinstance(eps, Tensor) and eps.ndim > 0:
+        if eps.shape != (len(inputs),):
             raise ValueError(f"eps: got shape {tuple(eps.shape)}, wants a number or ({len(inputs)},)")
         if norm_scope == "batch":
             raise ValueError("eps: wants one number when norm_scope is 'batch'")
         if not (torch.isfinite(eps) & (eps >= 0)).all():
             raise ValueError("eps: wants finite radii of at least 0")
         return eps.to(inputs).view(-1, *ones)
-    return torch.full(
-        (1, *ones), check_positive(float(eps), "eps", zero=True), dtype=inputs.dtype, device=inputs.device
-    )
+    number = check_positive(eps.item() if isinstance(eps, Tensor) else eps, "eps", zero=True)
+    return torch.full((1, *ones), number, dtype=inputs.dtype, device=inputs.device)
 
 
 def _length(vectors: Tensor, norm_scope: str) -> Tensor:

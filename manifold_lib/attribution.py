@@ -146,7 +146,7 @@ def integrated_gradients(
         products = average * path.displacement.detach()
         delta = None
         if return_convergence_delta:
-            starts = inputs - path.displacement
+            starts = path.at(slice(None), inputs.new_zeros(1))
             change = score(model, inputs, classes, size) - score(model, starts, classes, size)
             delta = products.flatten(1).sum(1) - change
     attributions = products if multiply_by_inputs else average

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -44,9 +44,9 @@ def check_like(value: Tensor | float, reference: Tensor, name: str, reference_na
 
 def check_count(value: int, name: str, *, least: int = 1) -> int:
     """An integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}: got {value!r}, wants an integer of at least {least}")
-    return value
+    return int(value)
 
 
 def check_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
@@ -62,6 +62,15 @@ def check_positive(value: float, name: str, *, zero: bool = False) -> float:
     if not number or not (0 < float(value) < float("inf") or (zero and float(value) == 0)):
         raise ValueError(f"{name}: got {value!r}, wants a finite number {'of at least' if zero else 'above'} 0")
     return float(value)
+
+
+def check_range(value: tuple[float, float] | None, name: str) -> None:
+    """None, or a pair (low, high) of numbers with low < high."""
+    if value is None:
+        return
+    pair = isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(end, Real) for end in value)
+    if not pair or not value[0] < value[1]:
+        raise ValueError(f"{name}: got {value!r}, wants None or (low, high) with low < high")
 
 
 def warn_non_finite(values: Tensor, name: str) -> None:

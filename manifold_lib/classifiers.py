@@ -66,17 +66,17 @@ def tiny_cnn(n_classes: int = 10, channels: int = 1, size: int = 32) -> nn.Seque
 
 
 class PatchNet(nn.Module):
-    """Two non-overlapping convolutions (4×4, then 2×2) and a linear head, 22 k parameters at 32×32.
+    """Two non-overlapping convolutions (4×4, then 2×2) and a linear head, 8 k parameters at 32×32.
 
     Written with patches and dense layers rather than convolutions, because a stack of such
     networks under ``vmap`` is then one batched matrix product, which is how ROAR retrains them all at once.
     """
 
-    def __init__(self, n_classes: int = 10, channels: int = 1, size: int = 32, width: int = 32) -> None:
+    def __init__(self, n_classes: int = 10, channels: int = 1, size: int = 32, width: int = 16) -> None:
         super().__init__()
         self.first = nn.Linear(channels * 16, width)
-        self.second = nn.Linear(width * 4, width)
-        self.head = nn.Linear(width * (size // 8) ** 2, n_classes)
+        self.second = nn.Linear(width * 4, 2 * width)
+        self.head = nn.Linear(2 * width * (size // 8) ** 2, n_classes)
 
     @staticmethod
     def _patches(images: Tensor, side: int) -> Tensor:

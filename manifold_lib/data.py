@@ -116,8 +116,10 @@ def _missing(what: str, relatives: list[str], *, other_way: str = "") -> DataNot
     )
 
 
-def _check_md5(path: Path, md5: str) -> None:
-    if storage.file_hash(path, "md5") != md5:
+def _check_md5(path: Path, md5: str, content: bytes | None = None) -> None:
+    """Compare a file, or its content just read, with its published checksum."""
+    found = storage.file_hash(path, "md5") if content is None else hashlib.md5(content).hexdigest()
+    if found != md5:
         raise storage.CorruptFile(
             f"{path}: does not match its published MD5 {md5}. It is incomplete or was changed; replace it."
         )
@@ -174,29 +176,38 @@ def _emnist(train: bool) -> tuple[Tensor, Tensor, str]:
 def _cifar10(train: bool) -> tuple[Tensor, Tensor, str]:
     """CIFAR-10 from its official batches, whichever of the five training files are there."""
     known = dict(tvd.CIFAR10.train_list if train else tvd.CIFAR10.test_list)
-    found = {file: _find(f"{_CIFAR}/{file}") for file in known}
-    if not any(found.values()):
-        with storage.locked(runtime.CACHE / _CIFAR):
-            archive = _find(tvd.CIFAR10.filename, bare=True)
-            if archive is not None:
-                _check_md5(archive, tvd.CIFAR10.tgz_md5)
-                with tempfile.TemporaryDirectory(dir=runtime.CACHE) as aside:
-                    shutil.unpack_archive(archive, aside, filter="data")
-                    (Path(aside) / _CIFAR).replace(runtime.CACHE / _CIFAR)
-            else:
-                with _download("cifar10", [f"{_CIFAR}/{file}" for file in known]):
-                    tvd.CIFAR10(runtime.CACHE, train=train, download=True)
-        found = {file: _find(f"{_CIFAR}/{file}") for file in known}
+    with storage.locked(runtime.CACHE / _CIFAR):
+        present = _cifar_files(known)
+        if not present:
+            _fetch_cifar(train, known)
+            present = _cifar_files(known)
     images, labels = [], []
-    present = {file: path for file, path in found.items() if path is not None}
     for file, path in present.items():
-        _check_md5(path, known[file])
-        with open(path, "rb") as stream:
-            batch = pickle.load(stream, encoding="latin1")
+        content = path.read_bytes()
+        _check_md5(path, known[file], content)
+        batch = pickle.loads(content, encoding="latin1")
         images.append(torch.from_numpy(batch["data"]).reshape(-1, 3, 32, 32))
         labels.append(torch.tensor(batch["labels"]))
     note = "" if len(present) == len(known) else f"{len(present)} of {len(known)} training files: {', '.join(present)}"
     return torch.cat(images).float() / 255, torch.cat(labels), note
+
+
+def _cifar_files(known: dict[str, str]) -> dict[str, Path]:
+    found = {file: _find(f"{_CIFAR}/{file}") for file in known}
+    return {file: path for file, path in found.items() if path is not None}
+
+
+def _fetch_cifar(train: bool, known: dict[str, str]) -> None:
+    """Unpack the archive, or download it, into the cache."""
+    archive = _find(tvd.CIFAR10.filename, bare=True)
+    if archive is None:
+        with _download("cifar10", [f"{_CIFAR}/{file}" for file in known]):
+            tvd.CIFAR10(runtime.CACHE, train=train, download=True)
+        return
+    _check_md5(archive, tvd.CIFAR10.tgz_md5)
+    with tempfile.TemporaryDirectory(dir=runtime.CACHE) as aside:
+        shutil.unpack_archive(archive, aside, filter="data")
+        (Path(aside) / _CIFAR).replace(runtime.CACHE / _CIFAR)
 
 
 # --- the others ---------------------------------------------------------------------------------

@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from scipy.special import roots_legendre
 from torch import Tensor
 
-from .checks import check_choice, check_count, warn_non_finite
+from .checks import check_batch, check_choice, check_count, warn_non_finite
 from .paths import Path, column, polyline
-from .scores import Model, chunk_size, jvp, left_as_found, resolve_target, score_gradient
+from .scores import Model, chunk_size, jvp, left_as_found, module_of, resolve_target, score_gradient
 
 METHODS = ("trapezoid", "left", "right", "midpoint", "gausslegendre")
 
@@ -105,7 +106,7 @@ def line_integral(
     """:func:`integrate` on arguments that were checked."""
     assert path.end is not None
     per_edge = math.ceil(n_steps / n_edges)
-    if path.displacement is not None:
+    if path.displacement is not None and path.gradients is None:
         nodes, weights = rule(method, n_steps, path.end)
         return path.displacement * mean_gradient(
             model, path, target, nodes, weights, size=size, create_graph=create_graph
@@ -170,15 +171,20 @@ def summed_gradients(
     create_graph: bool = False,
 ) -> Tensor:
     """Σ_j w_j ∇f(points(row, j)) for each row of ``like``, ``size`` points at a time: (B, *shape)."""
-    batch, n_points = len(like), len(weights)
-    total = torch.zeros_like(like)
-    for pairs in torch.arange(batch * n_points, device=like.device).split(size):
-        rows, index = pairs // n_points, pairs % n_points
+    total = torch.zeros_like(like, requires_grad=False)
+    for rows, index in _pairs(len(like), len(weights), size, like.device):
         with torch.set_grad_enabled(create_graph):
             x = points(rows, index)
-        gradient = score_gradient(model, x, _of(target, rows), create_graph=create_graph)[1]
-        total = _add(total, rows, gradient * column(weights[index], like), create_graph)
+        gradient = score_gradient(model, x, _of(target, rows), weights=weights[index], create_graph=create_graph)
+        total = _add(total, rows, gradient, create_graph)
     return total
+
+
+def _pairs(n_rows: int, n_columns: int, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every (row, column) in order, ``size`` at a time, without listing them all."""
+    for start in range(0, n_rows * n_columns, size):
+        pairs = torch.arange(start, min(start + size, n_rows * n_columns), device=device)
+        yield pairs // n_columns, pairs % n_columns
 
 
 def _velocity_sum(
@@ -186,10 +192,8 @@ def _velocity_sum(
 ) -> Tensor:
     """Σ_j w_j ∇f(γ(t_j)) ⊙ γ'(t_j), the velocity by forward-mode differentiation of the path."""
     assert path.end is not None
-    batch, n_nodes = len(path.end), len(nodes)
     total = torch.zeros_like(path.end)
-    for pairs in torch.arange(batch * n_nodes, device=nodes.device).split(size):
-        rows, index = pairs // n_nodes, pairs % n_nodes
+    for rows, index in _pairs(len(path.end), len(nodes), size, nodes.device):
         t = nodes[index]
         with torch.set_grad_enabled(create_graph):
             x, velocity = jvp(lambda time, at=rows: path.at(at, time), t, torch.ones_like(t))
@@ -207,21 +211,22 @@ def _chord_sum(
     no point and no gradient is computed twice.
     """
     assert path.end is not None
-    batch = len(path.end)
     n_nodes = n_steps * (2 if method == "midpoint" else 1) + 1
     before, after = _CHORD_WEIGHTS[method]
     total = torch.zeros_like(path.end)
     carried: tuple[Tensor, Tensor, Tensor] | None = None
-    for pairs in torch.arange(batch * n_nodes, device=path.end.device).split(size):
-        rows, index = pairs // n_nodes, pairs % n_nodes
+    for rows, index in _pairs(len(path.end), n_nodes, size, path.end.device):
         t = index.to(path.end.dtype) / (n_nodes - 1)
         with torch.set_grad_enabled(create_graph):
             x = path.at(rows, t)
-        gradient = torch.zeros_like(x)
-        needed = _needs_gradient(method, index, n_nodes).nonzero().squeeze(1)
-        if len(needed):
-            some = _gradient(model, path, x[needed], rows[needed], t[needed], target, create_graph)
-            gradient = gradient.index_copy(0, needed, some)
+        if method == "trapezoid":
+            gradient = _gradient(model, path, x, rows, t, target, create_graph)
+        else:
+            gradient = torch.zeros_like(x)
+            needed = _needs_gradient(method, index, n_nodes).nonzero().squeeze(1)
+            if len(needed):
+                some = _gradient(model, path, x[needed], rows[needed], t[needed], target, create_graph)
+                gradient = gradient.index_copy(0, needed, some)
         last = (x[-1:], gradient[-1:], rows[-1:])
         if carried is not None:
             x, gradient, rows = (torch.cat(pair) for pair in zip(carried, (x, gradient, rows), strict=True))
@@ -235,8 +240,6 @@ def _chord_sum(
 def _needs_gradient(method: str, index: Tensor, n_nodes: int) -> Tensor:
     if method == "midpoint":
         return index % 2 == 1
-    if method == "trapezoid":
-        return torch.ones_like(index, dtype=torch.bool)
     return index != (n_nodes - 1 if method == "left" else 0)
 
 
@@ -245,7 +248,7 @@ def _gradient(
 ) -> Tensor:
     if path.gradients is not None:
         return path.gradients(rows, t)
-    return score_gradient(model, x, _of(target, rows), create_graph=create_graph)[1]
+    return score_gradient(model, x, _of(target, rows), create_graph=create_graph)
 
 
 def _of(target: Tensor | None, rows: Tensor) -> Tensor | None:
@@ -260,9 +263,18 @@ def _with_end(model: Model, path: Path) -> Path:
     """The path with its end points, which give batch size, shape, dtype and device."""
     if not isinstance(path, Path):
         raise ValueError(f"path: got {type(path).__name__}, wants a Path or a tensor (B, T, *shape)")
-    if path.end is not None:
-        return path
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
-    device = next((parameter.device for parameter in parameters), None)
-    end = path.at(slice(None), torch.ones(1, device=device))  # type: ignore[arg-type]
-    return Path(path.at, path.gradients, path.displacement, end)
+    if path.end is None:
+        module = module_of(model)
+        tensors = [] if module is None else [*module.parameters(), *module.buffers()]
+        like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.ones(1))
+        try:
+            with torch.no_grad():
+                end = path.at(slice(None), torch.ones(1, device=like.device, dtype=like.dtype))  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ValueError(
+                "path: got a Path without end whose at(rows, t) does not take rows = slice(None), "
+                "wants Path(at, end=...) with the end points (B, *shape)"
+            ) from error
+        path = dataclasses.replace(path, end=end)
+    check_batch(path.end, "path")
+    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +29,10 @@ def remove_top(inputs: Tensor, ranking: Tensor, fraction: float, fill: float | T
         Value put in their place: a number, or a tensor that broadcasts over ``inputs``.
     """
     check_batch(inputs)
-    if ranking.shape != inputs.shape:
-        raise ValueError(f"ranking: got shape {tuple(ranking.shape)}, wants {tuple(inputs.shape)} like inputs")
-    if not 0 <= fraction <= 1:
+    if not isinstance(ranking, Tensor) or ranking.shape != inputs.shape:
+        got = tuple(ranking.shape) if isinstance(ranking, Tensor) else type(ranking).__name__
+        raise ValueError(f"ranking: got shape {got}, wants {tuple(inputs.shape)} like inputs")
+    if not isinstance(fraction, Real) or not 0 <= fraction <= 1:
         raise ValueError(f"fraction: got {fraction!r}, wants a number in [0, 1]")
     flat = ranking.flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)[:, : round(fraction * flat.shape[1])]

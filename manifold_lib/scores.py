@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -17,40 +18,55 @@ from .checks import check_count
 
 Model = Callable[[Tensor], Tensor]
 
-# On a CPU the cache decides: 32 MiB of activations is 64 points of a LeNet, its fastest chunk.
-_CPU_BYTES = 32 * 2**20
-_GPU_SHARE = 0.25
-_POINTS = (16, 8192)
+# On a CPU the cache decides: 24 MiB of activations are some 50 points of the paper's LeNet.
+_CPU_BYTES, _CPU_POINTS = 24 * 2**20, 256
+_GPU_SHARE, _GPU_POINTS = 0.25, 8192
+_LEAST_POINTS = 16
 
 
 @contextlib.contextmanager
 def left_as_found(model: Model, inputs: Tensor) -> Iterator[None]:
-    """Check the model's device, warn of train-mode layers, and restore the buffers they change."""
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    tensor = next(iter(model.parameters()), next(iter(model.buffers()), None))
-    if tensor is not None and tensor.device != inputs.device:
-        raise ValueError(f"inputs: got device {inputs.device}, wants {tensor.device} like the model's parameters")
-    norms = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-    drops = (nn.modules.dropout._DropoutNd,)
-    training = [module for module in model.modules() if module.training and isinstance(module, norms + drops)]
-    if training:
-        kinds = sorted({type(module).__name__ for module in training})
-        warnings.warn(
-            f"the model is in train mode ({', '.join(kinds)}): it is used as found, so attributions are random or "
-            "depend on the batch; call model.eval() first",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-    buffers = [buffer for module in training for buffer in module.buffers(recurse=False)]
-    kept = [buffer.clone() for buffer in buffers]
+    """Check the model's device, warn of train-mode layers, restore the buffers they change, allow gradients.
+
+    A model wrapped in a plain function cannot be looked into: its train mode is neither seen nor mended.
+    """
+    module = module_of(model)
+    kept: list[tuple[Tensor, Tensor]] = []
+    if module is not None:
+        tensor = next(iter(module.parameters()), next(iter(module.buffers()), None))
+        if tensor is not None and tensor.device != inputs.device:
+            raise ValueError(f"inputs: got device {inputs.device}, wants {tensor.device} like the model's parameters")
+        if kinds := train_mode_layers(module):
+            warnings.warn(
+                f"the model is in train mode ({kinds}): it is used as found, so attributions are random or "
+                "depend on the batch; call model.eval() first",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        training = [part for part in module.modules() if part.training]
+        kept = [(buffer, buffer.clone()) for part in training for buffer in part.buffers(recurse=False)]
+    grad_mode = torch.is_grad_enabled()
     try:
-        yield
+        with torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
+            yield
     finally:
         with torch.no_grad():
-            for buffer, value in zip(buffers, kept, strict=True):
+            for buffer, value in kept:
                 buffer.copy_(value)
+
+
+def module_of(function: Callable) -> nn.Module | None:
+    """The module that a callable is, or is a method of."""
+    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def train_mode_layers(module: nn.Module) -> str:
+    """Names of the layers whose output depends on the batch or on chance, in the mode they are in."""
+    fickle = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.modules.dropout._DropoutNd)
+    return ", ".join(
+        sorted({type(part).__name__ for part in module.modules() if part.training and isinstance(part, fickle)})
+    )
 
 
 def jvp(function: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,9 +86,10 @@ def resolve_target(model: Model, inputs: Tensor, target: int | Tensor | None, si
     size : int
         Points per pass.
     """
-    rows = inputs if target is None else inputs[:1]
+    # two rows, since batch norm in train mode refuses one
+    rows = inputs if target is None else inputs[:1].expand(min(2, size), *inputs.shape[1:])
     with torch.no_grad():
-        scores = torch.cat([_checked(model(chunk), len(chunk)) for chunk in rows.split(size)])
+        scores = torch.cat([_checked(model(chunk.clone()), len(chunk)) for chunk in rows.split(size)])
     if scores.ndim == 1:
         if target is not None:
             raise ValueError(f"target: got {target!r}, wants None for a model that returns scores (B,)")
@@ -99,14 +116,13 @@ def check_target(
         if target.ndim not in (0, 1) or (target.ndim == 1 and len(target) != batch):
             raise ValueError(f"{name}: got shape {tuple(target.shape)}, wants ({batch},)")
         classes = target.to(device=device, dtype=torch.int64).expand(batch)
-    elif isinstance(target, int) and not isinstance(target, bool):
-        classes = torch.full((batch,), target, device=device)
+    elif isinstance(target, Integral) and not isinstance(target, bool):
+        classes = torch.full((batch,), int(target), device=device)
     else:
         raise ValueError(f"{name}: got {type(target).__name__}, wants int, LongTensor ({batch},) or None")
-    if int(classes.min()) < 0 or int(classes.max()) >= n_classes:
-        raise ValueError(
-            f"{name}: got classes {int(classes.min())} to {int(classes.max())}, wants 0 to {n_classes - 1}"
-        )
+    low, high = torch.stack(torch.aminmax(classes)).tolist()
+    if low < 0 or high >= n_classes:
+        raise ValueError(f"{name}: got classes {low} to {high}, wants 0 to {n_classes - 1}")
     return classes
 
 
@@ -115,24 +131,28 @@ def select(scores: Tensor, target: Tensor | None) -> Tensor:
     return scores if target is None else scores.gather(1, target[:, None]).squeeze(1)
 
 
-def score(model: Model, points: Tensor, target: Tensor | None, internal_batch_size: int | None = None) -> Tensor:
-    """f at each point, without a graph, chunked: (B, *shape) -> (B,)."""
-    size = internal_batch_size or chunk_size(model, points)
+def score(model: Model, points: Tensor, target: Tensor | None, size: int) -> Tensor:
+    """f at each point, without a graph, ``size`` at a time: (B, *shape) -> (B,)."""
     with torch.no_grad():
         return torch.cat(
             [
-                select(model(points[i : i + size]), None if target is None else target[i : i + size])
+                select(model(points[i : i + size].clone()), None if target is None else target[i : i + size])
                 for i in range(0, len(points), size)
             ]
         )
 
 
 def score_gradient(
-    model: Model, points: Tensor, target: Tensor | None, *, create_graph: bool = False
-) -> tuple[Tensor, Tensor]:
-    """f and ∂f/∂x at each point in one forward and one backward pass: (N,), (N, *shape).
+    model: Model,
+    points: Tensor,
+    target: Tensor | None,
+    *,
+    weights: Tensor | None = None,
+    create_graph: bool = False,
+) -> Tensor:
+    """∂f/∂x at each point, times its weight, in one forward and one backward pass: (N, *shape).
 
-    Rows do not mix: the gradient of the summed scores holds each row's own gradient, as long as
+    Rows do not mix: the gradient of the weighted sum of scores holds each row's own gradient, as long as
     the model treats the rows of a batch independently. Parameters collect no gradient.
     """
     with torch.enable_grad():
@@ -142,8 +162,14 @@ def score_gradient(
             points = points.requires_grad_()
         values = select(model(points), target)
         check_differentiable(values)
-        (gradient,) = torch.autograd.grad(values.sum(), points, create_graph=create_graph)
-    return (values, gradient) if create_graph else (values.detach(), gradient)
+        if weights is None:
+            weights = torch.ones_like(values)
+        (gradient,) = torch.autograd.grad(
+            values, points, weights.to(values.dtype), create_graph=create_graph, allow_unused=True
+        )
+    if gradient is None:
+        raise ValueError("model: its scores do not depend on the inputs differentiably")
+    return gradient
 
 
 def check_differentiable(scores: Tensor) -> None:
@@ -162,10 +188,15 @@ def chunk_size(model: Model, inputs: Tensor, internal_batch_size: int | None = N
     if internal_batch_size is not None:
         return check_count(internal_batch_size, "internal_batch_size")
     few = inputs.detach()[:1].expand(3, *inputs.shape[1:])
-    per_point = max(_saved_bytes(model, few) - _saved_bytes(model, few[:2]), 1)
-    on_gpu = inputs.device.type == "cuda"
-    budget = int(_GPU_SHARE * torch.cuda.mem_get_info(inputs.device)[0]) if on_gpu else _CPU_BYTES
-    return min(max(budget // per_point, _POINTS[0]), _POINTS[1])
+    per_point = max(_saved_bytes(model, few) - _saved_bytes(model, few[:2]), 0)
+    # points, gradient, weighted sum and what makes them are alive as well
+    per_point += 5 * few[0].numel() * few.element_size()
+    budget, most = _CPU_BYTES, _CPU_POINTS
+    if inputs.device.type == "cuda":
+        cached = torch.cuda.memory_reserved(inputs.device) - torch.cuda.memory_allocated(inputs.device)
+        budget = int(_GPU_SHARE * (torch.cuda.mem_get_info(inputs.device)[0] + cached))
+        most = _GPU_POINTS
+    return min(max(budget // per_point, _LEAST_POINTS), most)
 
 
 def _saved_bytes(model: Model, points: Tensor) -> int:

@@ -64,7 +64,8 @@ def render_shapes(latents: Tensor, labels: Tensor | int, *, size: int = 32) -> T
 def shape_decoder(labels: Tensor | int, *, size: int = 32) -> Callable[[Tensor], Tensor]:
     """The decoder (B, 8) -> (B, 1, size, size) of images with these labels, for the tangent functions.
 
-    With a tensor of labels, it decodes batches of just that length.
+    With a tensor of labels it decodes batches of just that length, so give the tangent functions an
+    ``internal_batch_size`` of at least 8 · B, or one label at a time.
     """
     return functools.partial(render_shapes, labels=labels, size=size)
 

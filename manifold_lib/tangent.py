@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from scipy.special import gammaln
 from torch import Tensor
 
 from .checks import check_batch, check_count, check_positive
-from .scores import jvp
+from .scores import jvp, module_of, train_mode_layers
 
 Decoder = Callable[[Tensor], Tensor]
 
@@ -37,7 +37,13 @@ def decoder_jacobian(decoder: Decoder, latents: Tensor, *, internal_batch_size: 
     Tensor
         (B, D, K) with D = prod(shape), in output units per latent unit.
     """
+    return torch.cat(list(_jacobian_blocks(decoder, latents, internal_batch_size)))
+
+
+def _jacobian_blocks(decoder: Decoder, latents: Tensor, internal_batch_size: int | None) -> Iterator[Tensor]:
+    """The Jacobians of some latents at a time, (b, D, K)."""
     check_batch(latents, "latents")
+    _check_mode(decoder)
     if internal_batch_size is None:
         internal_batch_size = _GPU_TANGENTS if latents.device.type == "cuda" else _CPU_TANGENTS
     check_count(internal_batch_size, "internal_batch_size")
@@ -47,14 +53,23 @@ def decoder_jacobian(decoder: Decoder, latents: Tensor, *, internal_batch_size: 
     directions = torch.eye(n_directions, device=latents.device, dtype=latents.dtype).view(-1, 1, *latents.shape[1:])
 
     def push(chunk: Tensor, direction: Tensor) -> Tensor:
-        return jvp(decoder, chunk, direction.expand_as(chunk))[1]
+        # a copy, since a decoder may begin with an in-place layer
+        images, columns = jvp(decoder, chunk.clone(), direction.expand_as(chunk))
+        if images.ndim < 2 or len(images) != len(chunk):
+            raise ValueError(f"decoder: got output {tuple(images.shape)}, wants ({len(chunk)}, *shape)")
+        return columns
 
-    blocks = []
     with torch.no_grad():
         for chunk in latents.split(n_rows):
             columns = torch.vmap(lambda direction, z=chunk: push(z, direction), chunk_size=n_at_once)(directions)
-            blocks.append(columns.flatten(2).permute(1, 2, 0))
-    return torch.cat(blocks)
+            yield columns.flatten(2).permute(1, 2, 0)
+
+
+def _check_mode(decoder: Decoder) -> None:
+    """Refuse a decoder whose rows depend on each other or on chance: it has no Jacobian per latent."""
+    module = module_of(decoder)
+    if module is not None and (kinds := train_mode_layers(module)):
+        raise ValueError(f"decoder: got train mode ({kinds}), wants decoder.eval()")
 
 
 def tangent_basis(
@@ -81,24 +96,36 @@ def tangent_basis(
     """
     if rtol is not None:
         check_positive(rtol, "rtol", zero=True)
-    return orthonormal_columns(decoder_jacobian(decoder, latents, internal_batch_size=internal_batch_size), rtol)
+    blocks = _jacobian_blocks(decoder, latents, internal_batch_size)
+    basis = torch.cat([orthonormal_columns(block, rtol) for block in blocks])
+    bad = int(torch.isnan(basis[:, 0, 0]).sum())
+    if bad:
+        _warn(f"tangent_basis: {bad} of {len(basis)} Jacobians hold NaN or infinity")
+    return basis
 
 
 def orthonormal_columns(matrices: Tensor, rtol: float | None = None) -> Tensor:
-    """Orthonormal basis of the column space of each matrix: (B, D, K) -> (B, D, K), see :func:`tangent_basis`."""
+    """Orthonormal basis of the column space of each matrix: (B, D, K) -> (B, D, K), see :func:`tangent_basis`.
+
+    A matrix with NaN or infinity gives NaN. Half precision is worked on in single.
+    """
+    dtype = matrices.dtype
+    matrices = matrices.to(torch.promote_types(dtype, torch.float32))
     if rtol is None:
-        rtol = max(1e-6, 32 * torch.finfo(matrices.dtype).eps)
+        rtol = _default_rtol(matrices)
     finite = torch.isfinite(matrices).flatten(1).all(1)
-    if not finite.all():
-        _warn(f"tangent basis: {int((~finite).sum())} of {len(matrices)} Jacobians hold NaN or infinity")
-        matrices = matrices.where(finite[:, None, None], 0)
+    matrices = matrices.where(finite[:, None, None], 0)
     q, r = torch.linalg.qr(matrices)
     rotation, values, _ = torch.linalg.svd(r, full_matrices=False)
     kept = (values > rtol * values[:, :1]).to(matrices.dtype)
     basis = (q @ rotation) * kept[:, None, :]
     if basis.shape[2] < matrices.shape[2]:
         basis = torch.nn.functional.pad(basis, (0, matrices.shape[2] - basis.shape[2]))
-    return basis.where(finite[:, None, None], torch.nan)
+    return basis.where(finite[:, None, None], torch.nan).to(dtype)
+
+
+def _default_rtol(values: Tensor) -> float:
+    return max(1e-6, 32 * torch.finfo(values.dtype).eps)
 
 
 def project(vectors: Tensor, basis: Tensor) -> Tensor:
@@ -136,7 +163,7 @@ def tangent_fraction(attributions: Tensor, basis: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        (B,) in [0, 1]; NaN, with one warning, where the attribution is zero everywhere. Differentiable.
+        (B,) in [0, 1] up to rounding; NaN, with one warning, where the attribution is zero everywhere. Differentiable.
     """
     flat = _flat(attributions, basis, "attributions")
     # scaled by the largest entry, so that tiny attributions do not underflow when squared
@@ -194,8 +221,9 @@ def project_matrix_free(
 ) -> Tensor:
     """Projection onto the tangent space without storing the Jacobian: J w with w = argmin ‖J w − v‖.
 
-    LSQR (Paige and Saunders 1982) with one jvp and one vjp an iteration, all images in lock-step. The
-    small latent vectors are kept and re-orthogonalised, so that badly scaled decoders converge too.
+    Golub–Kahan bidiagonalisation (as in LSQR, Paige and Saunders 1982) with one jvp and one vjp an iteration, all
+    images in lock-step. The small latent vectors are kept and re-orthogonalised, and the small bidiagonal problem
+    is solved by a truncated SVD, so that weak and dead directions are told apart from rounding.
 
     Parameters
     ----------
@@ -204,8 +232,9 @@ def project_matrix_free(
     decoder, latents
         As for :func:`decoder_jacobian`.
     rtol : float
-        Directions with a singular value above ``rtol`` times the largest are resolved to ``rtol``: an image
-        stops when ‖Jᵀ r‖ ≤ rtol² · ‖J‖ · ‖J w‖ for its residual r, or when its Krylov space is exhausted.
+        Directions with a singular value of at most max(rtol, 32 · eps) times the largest are dropped. An image
+        stops when ‖Jᵀ r‖ ≤ rtol² · ‖J‖ · ‖J w‖ for its residual r, or when its Krylov space is exhausted. A weak
+        direction is as exact as the precision allows, about eps times largest over own singular value.
     max_iter : int
         Most iterations; images that need more are counted in one warning.
 
@@ -220,7 +249,8 @@ def project_matrix_free(
     check_positive(rtol, "rtol")
     if len(vectors) != len(latents):
         raise ValueError(f"latents: got {len(latents)} rows, wants {len(vectors)} like vectors")
-    vectors, latents = vectors.detach(), latents.detach()
+    _check_mode(decoder)
+    vectors, latents = vectors.detach(), latents.detach().clone()
     images, pull = torch.func.vjp(decoder, latents)
     if images.shape != vectors.shape:
         raise ValueError(
@@ -234,7 +264,7 @@ def project_matrix_free(
         return pull(u.view_as(images))[0].flatten(1)
 
     with torch.no_grad():
-        solution, converged = _lsqr(forward, backward, vectors.flatten(1), rtol, max_iter)
+        solution, converged = _least_squares(forward, backward, vectors.flatten(1), rtol, max_iter)
         if not converged.all():
             count = f"{int((~converged).sum())} of {len(vectors)}"
             _warn(f"project_matrix_free: {count} images not converged in {max_iter} iterations")
@@ -247,43 +277,57 @@ def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
     return vectors / lengths.where(lengths > 0, 1), lengths
 
 
-def _lsqr(
+def _least_squares(
     forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor], b: Tensor, rtol: float, max_iter: int
 ) -> tuple[Tensor, Tensor]:
-    """Rows of argmin ‖J w − b‖ and whether each has converged; a converged row no longer moves."""
-    u, beta = _unit(b)
+    """Rows of argmin ‖J w − b‖ over the directions that ``rtol`` keeps, and whether each has converged."""
+    eps = torch.finfo(b.dtype).eps
+    u, first = _unit(b)
     v, alpha = _unit(backward(u))
-    kept = [v]
-    w, x = v, torch.zeros_like(v)
-    phi_bar, rho_bar = beta, alpha
+    kept, alphas, betas = [v], [alpha], []
+    phi_bar, rho_bar = first, alpha
     norm, explained = alpha.clone(), torch.zeros_like(alpha)
-    done = (alpha * beta == 0).squeeze(1)
-    exhausted = 10 * torch.finfo(b.dtype).eps
-    for _ in range(max_iter):
+    done = (alpha * first == 0).squeeze(1)
+    for _ in range(min(max_iter, v.shape[1])):
         u, beta = _unit(forward(v) - alpha * u)
         v = backward(u) - beta * v
+        basis = torch.stack(kept, 2)
         for _ in range(2):  # once is not enough when the new vector is small
-            basis = torch.stack(kept, 2)
             v = v - torch.einsum("bkj,bj->bk", basis, torch.einsum("bkj,bk->bj", basis, v))
         v, alpha = _unit(v)
         norm = torch.maximum(norm, torch.hypot(alpha, beta))
-        spent = alpha <= exhausted * norm
+        spent = alpha <= eps * norm
         v, alpha = v.where(~spent, 0), alpha.where(~spent, 0)
-        kept.append(v)
+        betas.append(beta)
         rho = torch.hypot(rho_bar, beta)
-        safe = rho.where(rho > 0, 1)
-        cosine, sine = rho_bar / safe, beta / safe
-        theta, rho_bar, phi = sine * alpha, -cosine * alpha, cosine * phi_bar
-        phi_bar = sine * phi_bar
-        x = torch.where(done[:, None], x, x + phi / safe * w)
-        w = v - theta / safe * w
+        cosine, sine = rho_bar / rho.where(rho > 0, 1), beta / rho.where(rho > 0, 1)
+        rho_bar, phi, phi_bar = -cosine * alpha, cosine * phi_bar, sine * phi_bar
         # ‖Jᵀ r‖ = φ̄ α |c|, and ‖J w‖² = Σ φ² (Paige and Saunders, section 5)
         explained = torch.hypot(explained, phi)
         small = phi_bar * alpha * cosine.abs() <= rtol**2 * norm * explained
         done = done | small.squeeze(1) | ~torch.isfinite(phi).squeeze(1)
         if done.all():
             break
-    return x, done
+        kept.append(v)
+        alphas.append(alpha)
+    n = len(betas)
+    done = done | (n == v.shape[1])
+    coordinates = first * _truncated(torch.cat(alphas[:n], 1), torch.cat(betas, 1), max(rtol, 32 * eps))
+    return torch.einsum("bkj,bj->bk", torch.stack(kept[:n], 2), coordinates), done
+
+
+def _truncated(alphas: Tensor, betas: Tensor, rtol: float) -> Tensor:
+    """Rows of argmin ‖B y − e₁‖ for lower bidiagonal B with these diagonals, small singular values dropped."""
+    n = alphas.shape[1]
+    finite = (torch.isfinite(alphas) & torch.isfinite(betas)).all(1)
+    bidiagonal = torch.zeros(len(alphas), n + 1, n, dtype=torch.float64, device=alphas.device)
+    places = torch.arange(n, device=alphas.device)
+    bidiagonal[:, places, places] = alphas.double()
+    bidiagonal[:, places + 1, places] = betas.double()
+    u, values, vh = torch.linalg.svd(bidiagonal.where(finite[:, None, None], 0), full_matrices=False)
+    inverse = torch.where(values > rtol * values[:, :1], 1 / values, 0)
+    solution = torch.einsum("bij,bi->bj", vh, inverse * u[:, 0])
+    return solution.where(finite[:, None], torch.nan).to(alphas.dtype)
 
 
 def _check_basis(basis: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,11 +163,15 @@ def train(name: str, *, device: torch.device, progress: bool = False, again: boo
     Two processes that want the same model meet at a lock: the second finds it made.
     """
     recipe, file = RECIPES[name], path(name)
-    checkpoint = runtime.CACHE / "checkpoints" / f"{name}.ckpt"
-    with storage.locked(checkpoint):
+    folder = runtime.CACHE / "checkpoints"
+    with storage.locked(folder / name):
         if _made(name) and not again:
             return
         model, batches, loss, checksum = _prepare(name, device)
+        parents = {parent: card(parent)["sha256"] for parent in recipe.parents}
+        # a checkpoint of another recipe, other data or other parents is not resumed
+        mark = hashlib.sha256(repr((recipe[1:], checksum, parents)).encode()).hexdigest()[:12]
+        checkpoint = folder / f"{name}-{mark}.ckpt"
         seconds = training.fit(
             model,
             loss,
@@ -180,6 +185,7 @@ def train(name: str, *, device: torch.device, progress: bool = False, again: boo
             label=name,
             progress=progress,
         )
+        file.with_suffix(".json").unlink(missing_ok=True)  # until the new card, the model counts as not made
         sha256 = storage.save_weights(file, model)
         storage.load_weights(file, model)
         measures = measure(name, model.eval())
@@ -189,7 +195,7 @@ def train(name: str, *, device: torch.device, progress: bool = False, again: boo
             "bytes": file.stat().st_size,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "data": {recipe.data: checksum},
-            "parents": {parent: card(parent)["sha256"] for parent in recipe.parents},
+            "parents": parents,
             "recipe": recipe.text,
             "epochs": recipe.epochs,
             "batch_size": recipe.batch_size,
