@@ -53,7 +53,7 @@ MISSING := $(filter-out $(wildcard $(MADE)),$(MADE))
 
 # ---------------------------------------------------------------------------------------- results
 
-all: $(DONE) .build/report.done ## every notebook, then the report ## small: 35 min; paper: hours, GPU
+all: $(DONE) .build/report.done ## every notebook, then the report ## small: 5 min a notebook; paper: an hour
 
 $(SLUGS): %: $(BUILD)/%.done
 
@@ -98,7 +98,7 @@ lab: | $(ENV) ## open the notebooks in JupyterLab ## seconds
 
 # ----------------------------------------------------------------------------------------- checks
 
-test: | $(ENV) ## unit and contract tests ## 3 min
+test: | $(ENV) ## unit and contract tests ## 5 min
 	$(PY) -m pytest tests --ignore=tests/bench
 
 nbval: | $(ENV) ## execute the notebooks and compare their checked outputs ## 1 min a notebook
@@ -153,6 +153,6 @@ help: ## this list ## at once
 	@echo "PROFILE is one of: $(PROFILES)"
 	@echo
 	@awk -F ' *## *' '/^[a-z]+:.*##/ { sub(/:.*/, "", $$1); printf "  %-10s %-58s %s\n", $$1, $$2, $$3 }' Makefile
-	@for slug in $(SLUGS); do printf '  %-10s %-58s %s\n' $${slug%%_*} "$$slug" "small: 1-8 min"; done
+	@for slug in $(SLUGS); do printf '  %-10s %-58s %s\n' $${slug%%_*} "$$slug" "small: 5 min"; done
 
 FORCE:

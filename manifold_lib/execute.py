@@ -84,7 +84,8 @@ def tidy(notebook: Any) -> str:
         if not cell.metadata.get("tags", True):
             del cell.metadata["tags"]
     text = nbformat.writes(notebook).rstrip() + "\n"
-    text = re.sub(r"[^\s\"']*/ipykernel_\d+/\d+\.py", "cell", text)
+    # no unbounded run before the slash: encoded images are long and full of slashes
+    text = re.sub(r"(?:/[\w.~-]+)*/ipykernel_\d+/\d+\.py", "cell", text)
     for folder, name in (ROOT, ""), (Path(sys.prefix), "python/"), (Path.home(), "~/"):
         # What precedes a path is never a letter, a digit or + or /: within an encoded image it always is.
         text = re.sub(rf"(?<![\w+/]){re.escape(str(folder))}(?:/|(?![\w-]))", name, text)

@@ -38,7 +38,7 @@ def setup_style() -> None:
         style="ticks",
         palette="colorblind",
         rc={
-            "figure.dpi": 110,
+            "figure.dpi": 80,
             "figure.constrained_layout.use": True,
             "font.size": 9,
             "axes.titlesize": 9,
@@ -179,7 +179,7 @@ def plot_curves(table: pd.DataFrame, *, x: str, y: str, hue: str, ax: Axes, inte
         ax.plot(
             mean.index,
             mean,
-            "o-",
+            marker="o",
             ms=3,
             lw=1.4,
             color=colour(str(method)),
