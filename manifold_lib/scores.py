@@ -73,7 +73,8 @@ def jvp(function: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor) 
     """Value and directional derivative, without the deprecation notice of torch's own first use of forward mode."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-        return torch.func.jvp(function, (point,), (direction,))
+        result = torch.func.jvp(function, (point,), (direction,))
+    return result[0], result[1]
 
 
 def resolve_target(model: Model, inputs: Tensor, target: int | Tensor | None, size: int) -> Tensor | None:
