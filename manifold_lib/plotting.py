@@ -38,7 +38,7 @@ def setup_style() -> None:
         style="ticks",
         palette="colorblind",
         rc={
-            "figure.dpi": 80,
+            "figure.dpi": 74,
             "figure.constrained_layout.use": True,
             "font.size": 9,
             "axes.titlesize": 9,
