@@ -53,7 +53,7 @@ MISSING := $(filter-out $(wildcard $(MADE)),$(MADE))
 
 # ---------------------------------------------------------------------------------------- results
 
-all: $(DONE) .build/report.done ## every notebook, then the report ## small: 5 min a notebook; paper: an hour
+all: $(DONE) .build/report.done ## every notebook, then the report ## small: 5 min a notebook
 
 $(SLUGS): %: $(BUILD)/%.done
 

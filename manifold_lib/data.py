@@ -146,8 +146,14 @@ def _idx(name: str, dataset: type[tvd.MNIST], train: bool) -> tuple[Tensor, Tens
             if found is not None and not unpacked.is_file():
                 _check_md5(found, md5)
                 storage.write_bytes(unpacked, gzip.decompress(found.read_bytes()))
-        with _download(name, archives):
-            split_ = dataset(runtime.CACHE, train=train, download=True)
+        if not all((runtime.CACHE / archive).with_suffix("").is_file() for archive in archives):
+            with _download(name, archives):
+                dataset(runtime.CACHE, train=train, download=True)
+        try:
+            split_ = dataset(runtime.CACHE, train=train)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            files = ", ".join(Path(archive).stem for archive in archives)
+            raise storage.CorruptFile(f"{runtime.CACHE / folder}: one of {files} is incomplete; delete them") from error
     return split_.data[:, None].float() / 255, split_.targets.long(), ""
 
 
@@ -223,6 +229,9 @@ def _xray(train: bool) -> tuple[Tensor, Tensor, str]:
         )
     part = "train" if train else "test"
     try:
+        with zipfile.ZipFile(path) as archive:
+            if broken := archive.testzip():
+                raise ValueError(f"{broken} does not match its CRC")
         with np.load(path, allow_pickle=False) as archive:
             images, labels = archive[f"{part}_images"], archive[f"{part}_labels"]
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:

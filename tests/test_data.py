@@ -127,9 +127,8 @@ def test_a_half_unpacked_file_is_not_used(mnist, monkeypatch):
 
 
 def test_a_folder_of_one_set_is_not_taken_for_another(mnist, monkeypatch):
-    """MANIFOLD_DATA may point straight at MNIST/raw, whose files are named like Fashion-MNIST's."""
+    """The files of MNIST are named like Fashion-MNIST's, so their folder must be there to tell them apart."""
     monkeypatch.setenv("MANIFOLD_DATA", str(mnist / "MNIST/raw"))
-    data.load("mnist")
     with pytest.raises(data.DataNotFound):
         data.load("fashion")
 
@@ -263,7 +262,7 @@ def test_xray(given_folder):
 def test_a_corrupt_xray_archive_is_named(given_folder):
     path = write_xray(given_folder)
     content = path.read_bytes()
-    for broken in (content[:-200], b"", b"not an archive", content[:200] + b"????" + content[204:]):
+    for broken in (content[:-200], b"", b"not an archive", content[:100] + b"????" + content[104:]):
         path.write_bytes(broken)
         with pytest.raises(storage.CorruptFile, match=r"chest_xray_64\.npz: not an archive"):
             data.load("xray")

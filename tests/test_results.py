@@ -182,7 +182,7 @@ def test_verdicts_are_rounded_for_reading(folders):
     results.claim(claim("2.1", "s", "t", kind="less", threshold=2, value=1.23456, ci95=(1.1111, 1.9999), n=7, paper=1))
     results.claim(not_attempted("2.2", "u", "t", kind="less", threshold=2, reason="r"))
     frame = results.verdicts()
-    assert list(frame.columns) == ["id", "statement", "paper", "small", "95 % interval", "n", "verdict"]
+    assert list(frame.columns) == ["id", "statement", "paper", "smoke", "95 % interval", "n", "verdict"]
     assert frame.values.tolist() == [
         ["2.1", "s", "1", "1.23", "[1.11, 2]", 7, "reproduced"],
         ["2.2", "u", "n/a", "n/a", "", 0, "not attempted"],
