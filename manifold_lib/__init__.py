@@ -5,6 +5,7 @@ from .attribution import gradient, input_x_gradient, integrated_gradients, smoot
 from .classifiers import PatchNet, labeller, lenet, small_vgg, tiny_cnn
 from .generated import Samples, sample_generated
 from .integrate import integrate
+from .matrix_free import project_matrix_free
 from .metrics import total_variation
 from .paths import Path, polyline, straight_path
 from .roar import remove_top, retrain
@@ -13,7 +14,6 @@ from .tangent import (
     decoder_jacobian,
     orthonormal_columns,
     project,
-    project_matrix_free,
     random_fraction,
     tangent_basis,
     tangent_fraction,

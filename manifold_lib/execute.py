@@ -111,6 +111,11 @@ def alone(slug: str, folder: Path) -> Iterator[int]:
             print(f"{slug}: waits for another run of it", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         try:
+            # killed between its two renames, a run leaves the earlier result aside
+            figures = FIGURES / folder.name / slug
+            for aside in folder.glob(f"{slug}.*.old"):
+                if not figures.exists():
+                    aside.rename(figures)
             for leftover in [*folder.glob(f"{slug}.*.staging"), *folder.glob(f"{slug}.*.old")]:
                 shutil.rmtree(leftover, ignore_errors=True)
             for name in "running", "failed":

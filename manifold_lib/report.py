@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from . import runtime, storage
-from .results import bracket, number, validate
+from .results import bracket, number
+from .schema import validate
 
 Document = dict[str, Any]
 

@@ -43,7 +43,7 @@ def decoder_jacobian(decoder: Decoder, latents: Tensor, *, internal_batch_size: 
 def _jacobian_blocks(decoder: Decoder, latents: Tensor, internal_batch_size: int | None) -> Iterator[Tensor]:
     """The Jacobians of some latents at a time, (b, D, K)."""
     check_batch(latents, "latents")
-    _check_mode(decoder)
+    check_mode(decoder)
     if internal_batch_size is None:
         internal_batch_size = _GPU_TANGENTS if latents.device.type == "cuda" else _CPU_TANGENTS
     check_count(internal_batch_size, "internal_batch_size")
@@ -65,7 +65,7 @@ def _jacobian_blocks(decoder: Decoder, latents: Tensor, internal_batch_size: int
             yield columns.flatten(2).permute(1, 2, 0)
 
 
-def _check_mode(decoder: Decoder) -> None:
+def check_mode(decoder: Decoder) -> None:
     """Refuse a decoder whose rows depend on each other or on chance: it has no Jacobian per latent."""
     module = module_of(decoder)
     if module is not None and (kinds := train_mode_layers(module)):
@@ -214,120 +214,6 @@ def _half_step_deficit(x: float) -> float:
     if x < 50:
         return -math.expm1(2 * (gammaln(x + 0.5) - gammaln(x)) - math.log(x))
     return 1 / (4 * x) - 1 / (32 * x**2) - 1 / (128 * x**3) + 5 / (2048 * x**4)
-
-
-def project_matrix_free(
-    vectors: Tensor, decoder: Decoder, latents: Tensor, rtol: float = 1e-6, max_iter: int = 200
-) -> Tensor:
-    """Projection onto the tangent space without storing the Jacobian: J w with w = argmin ‖J w − v‖.
-
-    Golub–Kahan bidiagonalisation (as in LSQR, Paige and Saunders 1982) with one jvp and one vjp an iteration, all
-    images in lock-step. The small latent vectors are kept and re-orthogonalised, and the small bidiagonal problem
-    is solved by a truncated SVD, so that weak and dead directions are told apart from rounding.
-
-    Parameters
-    ----------
-    vectors : Tensor
-        (B, *shape).
-    decoder, latents
-        As for :func:`decoder_jacobian`.
-    rtol : float
-        Directions with a singular value of at most max(rtol, 32 · eps) times the largest are dropped. An image
-        stops when ‖Jᵀ r‖ ≤ rtol² · ‖J‖ · ‖J w‖ for its residual r, or when its Krylov space is exhausted. A weak
-        direction is as exact as the precision allows, about eps times largest over own singular value.
-    max_iter : int
-        Most iterations; images that need more are counted in one warning.
-
-    Returns
-    -------
-    Tensor
-        (B, *shape).
-    """
-    check_batch(vectors, "vectors")
-    check_batch(latents, "latents")
-    check_count(max_iter, "max_iter")
-    check_positive(rtol, "rtol")
-    if len(vectors) != len(latents):
-        raise ValueError(f"latents: got {len(latents)} rows, wants {len(vectors)} like vectors")
-    _check_mode(decoder)
-    vectors, latents = vectors.detach(), latents.detach().clone()
-    images, pull = torch.func.vjp(decoder, latents)
-    if images.shape != vectors.shape:
-        raise ValueError(
-            f"vectors: got shape {tuple(vectors.shape)}, wants {tuple(images.shape)} like the decoder's output"
-        )
-
-    def forward(w: Tensor) -> Tensor:
-        return jvp(decoder, latents, w.view_as(latents))[1].flatten(1)
-
-    def backward(u: Tensor) -> Tensor:
-        return pull(u.view_as(images))[0].flatten(1)
-
-    with torch.no_grad():
-        solution, converged = _least_squares(forward, backward, vectors.flatten(1), rtol, max_iter)
-        if not converged.all():
-            count = f"{int((~converged).sum())} of {len(vectors)}"
-            _warn(f"project_matrix_free: {count} images not converged in {max_iter} iterations")
-        return forward(solution).view_as(vectors)
-
-
-def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows scaled to length 1, and the lengths (B, 1); zero rows stay zero."""
-    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    return vectors / lengths.where(lengths > 0, 1), lengths
-
-
-def _least_squares(
-    forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor], b: Tensor, rtol: float, max_iter: int
-) -> tuple[Tensor, Tensor]:
-    """Rows of argmin ‖J w − b‖ over the directions that ``rtol`` keeps, and whether each has converged."""
-    eps = torch.finfo(b.dtype).eps
-    u, first = _unit(b)
-    v, alpha = _unit(backward(u))
-    kept, alphas, betas = [v], [alpha], []
-    phi_bar, rho_bar = first, alpha
-    norm, explained = alpha.clone(), torch.zeros_like(alpha)
-    done = (alpha * first == 0).squeeze(1)
-    for _ in range(min(max_iter, v.shape[1])):
-        u, beta = _unit(forward(v) - alpha * u)
-        v = backward(u) - beta * v
-        basis = torch.stack(kept, 2)
-        for _ in range(2):  # once is not enough when the new vector is small
-            v = v - torch.einsum("bkj,bj->bk", basis, torch.einsum("bkj,bk->bj", basis, v))
-        v, alpha = _unit(v)
-        norm = torch.maximum(norm, torch.hypot(alpha, beta))
-        spent = alpha <= eps * norm
-        v, alpha = v.where(~spent, 0), alpha.where(~spent, 0)
-        betas.append(beta)
-        rho = torch.hypot(rho_bar, beta)
-        cosine, sine = rho_bar / rho.where(rho > 0, 1), beta / rho.where(rho > 0, 1)
-        rho_bar, phi, phi_bar = -cosine * alpha, cosine * phi_bar, sine * phi_bar
-        # ‖Jᵀ r‖ = φ̄ α |c|, and ‖J w‖² = Σ φ² (Paige and Saunders, section 5)
-        explained = torch.hypot(explained, phi)
-        small = phi_bar * alpha * cosine.abs() <= rtol**2 * norm * explained
-        done = done | small.squeeze(1) | ~torch.isfinite(phi).squeeze(1)
-        if done.all():
-            break
-        kept.append(v)
-        alphas.append(alpha)
-    n = len(betas)
-    done = done | (n == v.shape[1])
-    coordinates = first * _truncated(torch.cat(alphas[:n], 1), torch.cat(betas, 1), max(rtol, 32 * eps))
-    return torch.einsum("bkj,bj->bk", torch.stack(kept[:n], 2), coordinates), done
-
-
-def _truncated(alphas: Tensor, betas: Tensor, rtol: float) -> Tensor:
-    """Rows of argmin ‖B y − e₁‖ for lower bidiagonal B with these diagonals, small singular values dropped."""
-    n = alphas.shape[1]
-    finite = (torch.isfinite(alphas) & torch.isfinite(betas)).all(1)
-    bidiagonal = torch.zeros(len(alphas), n + 1, n, dtype=torch.float64, device=alphas.device)
-    places = torch.arange(n, device=alphas.device)
-    bidiagonal[:, places, places] = alphas.double()
-    bidiagonal[:, places + 1, places] = betas.double()
-    u, values, vh = torch.linalg.svd(bidiagonal.where(finite[:, None, None], 0), full_matrices=False)
-    inverse = torch.where(values > rtol * values[:, :1], 1 / values, 0)
-    solution = torch.einsum("bij,bi->bj", vh, inverse * u[:, 0])
-    return solution.where(finite[:, None], torch.nan).to(alphas.dtype)
 
 
 def _check_basis(basis: Tensor) -> Tensor:

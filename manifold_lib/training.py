@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import runtime, storage
 from .attacks import pgd
+from .scores import module_of
 from .vae import VAE, Autoencoder, beta_tcvae_loss
 
 
@@ -181,9 +182,8 @@ def reconstruction_loss(model: nn.Module, batch: Batch, moment: Moment) -> Tenso
 
 def predict(model: Callable[[Tensor], Tensor], inputs: Tensor, *, batch_size: int = 256) -> Tensor:
     """Apply a model to many inputs without a graph, in chunks, on its own device; result on the CPU."""
-    device = inputs.device
-    if isinstance(model, nn.Module):
-        device = next(model.parameters()).device
+    module = module_of(model)
+    device = inputs.device if module is None else next(module.parameters()).device
     with torch.no_grad():
         return torch.cat([model(chunk.to(device)).cpu() for chunk in inputs.split(batch_size)])
 

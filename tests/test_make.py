@@ -264,6 +264,16 @@ def test_a_failing_notebook_says_why_and_is_tried_again(tmp_path: Path) -> None:
     assert _value(folder, SLUGS[0])["value"] == 21 and not _leftovers(folder)
 
 
+def test_a_result_set_aside_by_a_killed_run_comes_back(tmp_path: Path) -> None:
+    folder = _skeleton(tmp_path, SLUGS[0])
+    make(folder, "all")
+    figures, build = folder / "figures" / "small" / SLUGS[0], folder / ".build" / "small"
+    figures.rename(build / f"{SLUGS[0]}.abc.old")
+    (folder / "notebooks" / "params" / f"{SLUGS[0]}.small.yml").write_text("n: -3\n")
+    make(folder, "01", fails=True)
+    assert _value(folder, SLUGS[0])["value"] == 21 and not list(build.glob("*.old"))
+
+
 def test_refresh_keeps_outputs_in_the_source(tmp_path: Path) -> None:
     folder = _skeleton(tmp_path, SLUGS[0])
     path = folder / "notebooks" / f"{SLUGS[0]}.ipynb"

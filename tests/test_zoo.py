@@ -190,7 +190,7 @@ def test_every_kind_of_recipe_is_prepared(folders, monkeypatch, kind):
     zoo_models = {"lenet-mnist32": classifier, "a-vae": vae}
     monkeypatch.setattr(data, "load", lambda name, train: real)
     monkeypatch.setattr(zoo, "load", lambda name, *_: zoo_models[name].eval())
-    monkeypatch.setattr(zoo, "samples", lambda name, n_samples, seed: real)
+    monkeypatch.setattr(zoo, "samples", lambda name, n_samples, seed, device: real)
     build = (lambda: VAE(4, 4, 16)) if kind == "vae" else lambda: nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
     monkeypatch.setitem(zoo.RECIPES, "one", zoo.Recipe(build, "a", kind, 1, 20, 1e-3, 0, "", ("a-vae",)))
     model, batches, loss, checksum = zoo._prepare("one", torch.device("cpu"))
@@ -207,10 +207,10 @@ def test_every_kind_of_recipe_is_prepared(folders, monkeypatch, kind):
 
 def test_each_epoch_draws_its_own_samples(monkeypatch):
     seeds = []
-    monkeypatch.setattr(zoo, "samples", lambda name, n_samples, seed: seeds.append(seed) or data.load("moons"))
+    monkeypatch.setattr(zoo, "samples", lambda name, n_samples, seed, device: seeds.append(seed) or data.load("moons"))
     for name in ("lenet-mnist32", "lenet-fashion32", "lenet-mnist32-robust"):
         for epoch in range(3):
-            zoo._generated_epoch(zoo.RECIPES[name], epoch)
+            zoo._generated_epoch(zoo.RECIPES[name], torch.device("cpu"), epoch)
     assert min(seeds) >= 1_000_000 and len(set(seeds[:3])) == 3 and len(set(seeds[6:]) & set(seeds[:3])) == 0
 
 

@@ -1,0 +1,101 @@
+"""The models of the zoo: how each is built, and from which data and models it is trained."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from . import classifiers
+from .vae import VAE, Autoencoder
+
+
+class Recipe(NamedTuple):
+    """How a model is built, from which models and data it is trained, and what is measured on it."""
+
+    build: Callable[[], nn.Module]
+    data: str
+    kind: str
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    text: str
+    parents: tuple[str, ...] = ()
+    bf16: bool = False
+
+
+RECIPES: dict[str, Recipe] = {}
+
+
+def _add(name: str, build: Callable[[], nn.Module], data_: str, kind: str, *rest: Any, **more: Any) -> None:
+    RECIPES[name] = Recipe(build, data_, kind, *rest, **more)
+
+
+for _name in ("mnist32", "fashion32"):
+    _vae_text = "β-TCVAE loss (α = 1, β = 6, γ = 1), Burgess architecture, k = 10, He initialisation, all real images"
+    _add(f"{_name}-vae", VAE, _name, "vae", 28, 128, 1e-3, 1, _vae_text)
+    _add(
+        f"{_name}-vae-b",
+        functools.partial(VAE, width=24, hidden=192),
+        *(_name, "vae", 16, 128, 1e-3, 2, _vae_text + "; other seed, width 24 and 192, for explainers"),
+    )
+    _add(
+        f"{_name}-labeller",
+        classifiers.labeller,
+        *(_name, "reconstructions", 12, 128, 2e-3, 3, "CNN of 0.4 M parameters on the reconstructions of real images"),
+        parents=(f"{_name}-vae",),
+        bf16=True,
+    )
+    _add(
+        f"lenet-{_name}",
+        classifiers.lenet,
+        *(_name, "generated", 10, 64, 1e-3, 4, "the paper's LeNet, 60,000 fresh generated images an epoch"),
+        parents=(f"{_name}-vae", f"{_name}-labeller"),
+        bf16=True,
+    )
+_add(
+    "lenet-mnist32-robust",
+    classifiers.lenet,
+    *("mnist32", "robust", 8, 64, 5e-4, 5),
+    "starts from lenet-mnist32; 15,000 fresh generated images an epoch under L2-PGD: 10 steps, norms per image, "
+    "ε drawn from {0.5, 1, 2}",
+    parents=("mnist32-vae", "mnist32-labeller", "lenet-mnist32"),
+    bf16=True,
+)
+_add(
+    "cifar-ae",
+    functools.partial(Autoencoder, 3, 48, 9),
+    *(
+        "cifar10",
+        "autoencoder",
+        30,
+        64,
+        1e-3,
+        6,
+        "convolutional autoencoder, stride 8, latent 9×4×4 (k = 144), L1 loss",
+    ),
+    bf16=True,
+)
+_add(
+    "cifar-cnn",
+    functools.partial(classifiers.small_vgg, 10),
+    *("cifar10", "reconstructions", 12, 64, 2e-3, 7, "small VGG with batch norm on cifar-ae's reconstructions"),
+    parents=("cifar-ae",),
+    bf16=True,
+)
+_add(
+    "xray-ae",
+    functools.partial(Autoencoder, 1, 16, 8),
+    *("xray", "autoencoder", 30, 32, 1e-3, 8, "convolutional autoencoder, stride 8, latent 8×8×8 (k = 512), L1 loss"),
+    bf16=True,
+)
+_add(
+    "xray-cnn",
+    functools.partial(classifiers.small_vgg, 2, 1, 16),
+    *("xray", "reconstructions", 12, 32, 1e-3, 9, "small VGG with batch norm on xray-ae's reconstructions"),
+    parents=("xray-ae",),
+    bf16=True,
+)
