@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_batch, check_choice, check_count, check_positive, warn_non_finite
-from .integrate import METHODS, mean_gradient, rule, summed_gradients
-from .paths import straight_path
-from .scores import Model, chunk_size, left_as_found, resolve_target, score
+from .adaptive import adaptive_integral
+from .checks import check_batch, check_choice, check_count, check_like, check_positive, warn_non_finite
+from .integrate import check_adaptive
+from .paths import column, straight_path
+from .quadrature import METHODS, mean_gradient, pairs, rule, summed_gradients
+from .scores import Model, chunk_size, left_as_found, resolve_target, score, score_gradient
 
 
 def gradient(
@@ -109,6 +111,7 @@ def integrated_gradients(
     n_steps: int = 50,
     method: str = "gausslegendre",
     multiply_by_inputs: bool = True,
+    tolerance: float | None = None,
     internal_batch_size: int | None = None,
     return_convergence_delta: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -126,6 +129,9 @@ def integrated_gradients(
     multiply_by_inputs : bool
         False leaves out the factor (x − x') and gives the path-averaged gradient, which paper 1 calls
         IG on its digits. It does not sum to the change of the score.
+    tolerance : float, optional
+        As many steps as each image needs to be complete to this share of its change of score, instead of
+        ``n_steps`` and ``method``; see :func:`manifold_lib.integrate`.
     return_convergence_delta : bool
         Also return Σ IG − (f(x) − f(x')), where IG is taken with its factor.
 
@@ -136,13 +142,20 @@ def integrated_gradients(
     """
     check_count(n_steps, "n_steps")
     check_choice(method, "method", METHODS)
+    if tolerance is not None:
+        check_adaptive(tolerance, method)
     path = straight_path(inputs, 0.0 if baselines is None else baselines)
     assert path.displacement is not None
     with left_as_found(model, inputs):
         size = chunk_size(model, inputs, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
-        nodes, weights = rule(method, n_steps, inputs)
-        average = mean_gradient(model, path, classes, nodes, weights, size=size)
+        if tolerance is None:
+            nodes, weights = rule(method, n_steps, inputs)
+            average = mean_gradient(model, path, classes, nodes, weights, size=size)
+        else:
+            average, _ = adaptive_integral(
+                model, path, classes, tolerance=tolerance, n_edges=1, most=None, size=size, average=True
+            )
         products = average * path.displacement.detach()
         delta = None
         if return_convergence_delta:
@@ -151,4 +164,61 @@ def integrated_gradients(
             delta = products.flatten(1).sum(1) - change
     attributions = products if multiply_by_inputs else average
     warn_non_finite(attributions, "integrated_gradients")
+    return attributions if delta is None else (attributions, delta)
+
+
+def expected_gradients(
+    model: Model,
+    inputs: Tensor,
+    target: int | Tensor | None = None,
+    *,
+    references: Tensor,
+    n_samples: int = 100,
+    generator: torch.Generator | None = None,
+    internal_batch_size: int | None = None,
+    return_convergence_delta: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Expected Gradients (Erion et al. 2021): Integrated Gradients averaged over baselines, by Monte Carlo.
+
+    Each sample is a reference and a time t ~ U(0, 1), drawn once and shared by the images.
+
+    Parameters
+    ----------
+    references : Tensor
+        (N, *shape), the images that baselines are drawn from.
+    n_samples : int
+        Gradients of each image.
+
+    Returns
+    -------
+    Tensor, or (Tensor, Tensor)
+        (B, *shape) in score units, and Σ A − (f(x) − mean f(references drawn)) (B,), of order 1/√n_samples.
+    """
+    check_batch(inputs)
+    check_batch(references, "references")
+    if references.shape[1:] != inputs.shape[1:]:
+        raise ValueError(f"references: got shape {tuple(references.shape)}, wants (N, *{tuple(inputs.shape[1:])})")
+    check_like(references[:1], inputs, "references")
+    check_count(n_samples, "n_samples")
+    device = inputs.device if generator is None else generator.device
+    drawn = torch.randint(len(references), (n_samples,), generator=generator, device=device).to(inputs.device)
+    times = torch.rand(n_samples, generator=generator, device=device, dtype=inputs.dtype).to(inputs.device)
+    inputs, references = inputs.detach(), references.detach()
+    attributions, delta = torch.zeros_like(inputs), None
+    with left_as_found(model, inputs):
+        size = chunk_size(model, inputs, internal_batch_size)
+        classes = resolve_target(model, inputs, target, size)
+        for rows, index in pairs(len(inputs), n_samples, size, inputs.device):
+            starts = references[drawn[index]]
+            displacement = inputs[rows] - starts
+            points = starts + column(times[index], inputs) * displacement
+            slopes = score_gradient(model, points, None if classes is None else classes[rows])
+            attributions.index_add_(0, rows, slopes * displacement / n_samples)
+        if return_convergence_delta:
+            change = score(model, inputs, classes, size)
+            for rows, index in pairs(len(inputs), n_samples, size, inputs.device):
+                own = None if classes is None else classes[rows]
+                change.index_add_(0, rows, -score(model, references[drawn[index]], own, size) / n_samples)
+            delta = attributions.flatten(1).sum(1) - change
+    warn_non_finite(attributions, "expected_gradients")
     return attributions if delta is None else (attributions, delta)

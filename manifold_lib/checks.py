@@ -42,6 +42,18 @@ def check_like(value: Tensor | float, reference: Tensor, name: str, reference_na
     return value.expand_as(reference)
 
 
+def check_map(attributions: Tensor, inputs: Tensor, name: str = "attributions") -> Tensor:
+    """A floating-point tensor of the inputs' shape; NaN may pass, since an attribution that failed is one."""
+    wanted = f"{inputs.dtype} {tuple(inputs.shape)} on {inputs.device} like inputs"
+    if not isinstance(attributions, Tensor):
+        raise ValueError(f"{name}: got {type(attributions).__name__}, wants {wanted}")
+    same = attributions.shape == inputs.shape and attributions.device == inputs.device
+    if not same or attributions.dtype != inputs.dtype:
+        got = f"{attributions.dtype} {tuple(attributions.shape)} on {attributions.device}"
+        raise ValueError(f"{name}: got {got}, wants {wanted}")
+    return attributions
+
+
 def check_count(value: int, name: str, *, least: int = 1) -> int:
     """An integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
@@ -61,6 +73,13 @@ def check_positive(value: float, name: str, *, zero: bool = False) -> float:
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not (0 < float(value) < float("inf") or (zero and float(value) == 0)):
         raise ValueError(f"{name}: got {value!r}, wants a finite number {'of at least' if zero else 'above'} 0")
+    return float(value)
+
+
+def check_share(value: float, name: str, *, zero: bool = False) -> float:
+    """A number in (0, 1] (or, with ``zero``, in [0, 1])."""
+    if check_positive(value, name, zero=zero) > 1:
+        raise ValueError(f"{name}: got {value!r}, wants at most 1")
     return float(value)
 
 

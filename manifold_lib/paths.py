@@ -28,12 +28,15 @@ class Path:
         (B, *shape), set for straight lines only: the constant velocity γ(1) − γ(0).
     end : Tensor, optional
         (B, *shape), γ(1). Without it, it is asked for once, as ``at(slice(None), t)`` with t of shape (1,).
+    target : Tensor, optional
+        (B,), the classes that ``gradients`` belong to; for other classes they are not used.
     """
 
     at: Callable[[Tensor, Tensor], Tensor]
     gradients: Callable[[Tensor, Tensor], Tensor] | None = None
     displacement: Tensor | None = None
     end: Tensor | None = None
+    target: Tensor | None = None
 
 
 def column(t: Tensor, like: Tensor) -> Tensor:

@@ -156,6 +156,18 @@ def score_gradient(
     Rows do not mix: the gradient of the weighted sum of scores holds each row's own gradient, as long as
     the model treats the rows of a batch independently. Parameters collect no gradient.
     """
+    return score_and_gradient(model, points, target, weights=weights, create_graph=create_graph)[1]
+
+
+def score_and_gradient(
+    model: Model,
+    points: Tensor,
+    target: Tensor | None,
+    *,
+    weights: Tensor | None = None,
+    create_graph: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The scores (N,), detached, that :func:`score_gradient` has at hand, and its gradient."""
     with torch.enable_grad():
         if not create_graph:
             points = points.detach()
@@ -170,7 +182,7 @@ def score_gradient(
         )
     if gradient is None:
         raise ValueError("model: its scores do not depend on the inputs differentiably")
-    return gradient
+    return values.detach(), gradient
 
 
 def check_differentiable(scores: Tensor) -> None:

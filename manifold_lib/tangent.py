@@ -143,7 +143,7 @@ def project(vectors: Tensor, basis: Tensor) -> Tensor:
     Tensor
         (B, *shape).
     """
-    flat = _flat(vectors, basis)
+    flat = flat_like(vectors, basis)
     coordinates = torch.einsum("bdk,bd->bk", basis, flat)
     return torch.einsum("bdk,bk->bd", basis, coordinates).view_as(vectors)
 
@@ -165,7 +165,7 @@ def tangent_fraction(attributions: Tensor, basis: Tensor) -> Tensor:
     Tensor
         (B,) in [0, 1] up to rounding; NaN, with one warning, where the attribution is zero everywhere. Differentiable.
     """
-    flat = _flat(attributions, basis, "attributions")
+    flat = flat_like(attributions, basis, "attributions")
     # scaled by the largest entry, so that tiny attributions do not underflow when squared
     scale = flat.detach().abs().amax(1, keepdim=True)
     undefined = (scale == 0) | ~torch.isfinite(scale)
@@ -224,7 +224,7 @@ def _check_basis(basis: Tensor) -> Tensor:
     return basis
 
 
-def _flat(vectors: Tensor, basis: Tensor, name: str = "vectors") -> Tensor:
+def flat_like(vectors: Tensor, basis: Tensor, name: str = "vectors") -> Tensor:
     """Vectors as (B, D), after checking them against the basis."""
     _check_basis(basis)
     usable = isinstance(vectors, Tensor) and vectors.ndim >= 2 and vectors.numel() > 0

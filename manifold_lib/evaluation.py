@@ -1,0 +1,218 @@
+"""How faithful an attribution is to its model: completeness, cancellation, insertion and deletion, per image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checks import check_batch, check_choice, check_like, check_map, warn_non_finite
+from .paths import column
+from .scores import Model, chunk_size, left_as_found, resolve_target, score
+
+_LEAST_CHANGE = 0.05
+
+
+class Curves(NamedTuple):
+    """Scores of images with some entries filled in.
+
+    ratios : (R,), shares of the entries that are replaced.
+    insertion : (B, R), the entries of *least* relevance replaced: good maps keep the score.
+    deletion : (B, R), the entries of *most* relevance replaced: good maps lose it.
+
+    A curve that was not asked for is None.
+    """
+
+    ratios: Tensor
+    insertion: Tensor | None
+    deletion: Tensor | None
+
+
+def completeness_error(
+    model: Model,
+    inputs: Tensor,
+    attributions: Tensor,
+    target: int | Tensor | None = None,
+    *,
+    baselines: Tensor | float = 0.0,
+    internal_batch_size: int | None = None,
+) -> Tensor:
+    """|Σ A − Δf| / max(|Δf|, 0.05) with Δf = f(x) − f(x'), per image: (B,)."""
+    sums, change = _sums(model, inputs, attributions, target, baselines, internal_batch_size, absolute=False)
+    return (sums - change).abs() / change.abs().clamp_min(_LEAST_CHANGE)
+
+
+def cancellation_ratio(
+    model: Model,
+    inputs: Tensor,
+    attributions: Tensor,
+    target: int | Tensor | None = None,
+    *,
+    baselines: Tensor | float = 0.0,
+    reduction: str = "sum",
+    internal_batch_size: int | None = None,
+) -> Tensor:
+    """How much of an attribution cancels itself out; 1 is none (paper 4's No-Cancellation Completeness).
+
+    Parameters
+    ----------
+    reduction : {"sum", "none"}
+        ``"sum"`` gives Σ Σ|A| / Σ |Δf| over all images, a scalar; a ratio per image would explode where Δf ≈ 0.
+        ``"none"`` gives the gap Σ|A| − |Δf| of each image (B,), which is at least 0 up to the quadrature's error.
+    """
+    check_choice(reduction, "reduction", ("sum", "none"))
+    sums, change = _sums(model, inputs, attributions, target, baselines, internal_batch_size, absolute=True)
+    change = change.abs()
+    return sums - change if reduction == "none" else sums.sum() / change.sum()
+
+
+def _sums(
+    model: Model,
+    inputs: Tensor,
+    attributions: Tensor,
+    target: int | Tensor | None,
+    baselines: Tensor | float,
+    internal_batch_size: int | None,
+    *,
+    absolute: bool,
+) -> tuple[Tensor, Tensor]:
+    """Σ A or Σ|A|, and f(x) − f(x'): each (B,)."""
+    check_batch(inputs)
+    check_map(attributions, inputs)
+    baselines = check_like(baselines, inputs, "baselines")
+    with left_as_found(model, inputs):
+        size = chunk_size(model, inputs, internal_batch_size)
+        classes = resolve_target(model, inputs, target, size)
+        change = score(model, inputs, classes, size) - score(model, baselines, classes, size)
+    flat = attributions.detach().flatten(1)
+    return (flat.abs() if absolute else flat).sum(1), change
+
+
+def insertion_deletion(
+    model: Model,
+    inputs: Tensor,
+    attributions: Tensor,
+    target: int | Tensor | None = None,
+    *,
+    ratios: Sequence[float] | Tensor = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    fill: str | float | Tensor = "mean",
+    score: str = "accuracy",
+    rank: str = "abs",
+    unit: str = "entry",
+    curves: str = "both",
+    internal_batch_size: int | None = None,
+) -> Curves:
+    """Scores while the least (insertion) or the most (deletion) relevant entries are replaced, as DiffID counts them.
+
+    Parameters
+    ----------
+    model, inputs, target
+        As for :func:`manifold_lib.gradient`; the model gives logits (B, C).
+    attributions : Tensor
+        (B, *shape).
+    ratios : sequence of float
+        Shares in [0, 1]; ⌊r · D⌋ entries are replaced (with ``unit="pixel"``, of H · W pixels).
+    fill : {"mean", "zero"}, float or Tensor
+        ``"mean"`` is the mean of the entries that are left in that image; a tensor (B, *shape) is another image,
+        such as a blurred one.
+    score : {"accuracy", "probability"}
+        1 where the target is the predicted class and 0 elsewhere, or the softmax probability of the target.
+    rank : {"abs", "signed"}
+        Whether relevance is |A| or A.
+    unit : {"entry", "pixel"}
+        ``"pixel"`` adds up the relevance of the channels of images (B, C, H, W) and replaces all of them.
+    curves : {"both", "insertion", "deletion"}
+        One alone costs half.
+    internal_batch_size : int, optional
+        Images (times ratios) per pass through the model.
+
+    Returns
+    -------
+    Curves
+    """
+    check_batch(inputs)
+    check_map(attributions, inputs)
+    check_choice(score, "score", ("accuracy", "probability"))
+    check_choice(curves, "curves", ("both", "insertion", "deletion"))
+    ranks = _ranks(attributions, rank, unit)
+    shares = _check_ratios(ratios)
+    counts = torch.tensor([math.floor(share * ranks.shape[1]) for share in shares], device=inputs.device)
+    value = 0.0 if isinstance(fill, str) and fill == "zero" else fill
+    if isinstance(value, str):
+        check_choice(value, "fill", ("mean", "zero"))
+    else:
+        value = check_like(value, inputs, "fill")
+    kinds = ("insertion", "deletion") if curves == "both" else (curves,)
+    found: dict[str, Tensor | None] = {"insertion": None, "deletion": None}
+    with left_as_found(model, inputs), torch.no_grad():
+        size = chunk_size(model, inputs, internal_batch_size)
+        classes = resolve_target(model, inputs, target, size)
+        if classes is None:
+            raise ValueError("model: got scores (B,), wants logits (B, C)")
+        chunks = torch.arange(len(inputs) * len(counts), device=inputs.device).split(size)
+        for kind in kinds:
+            values = []
+            for pair in chunks:
+                rows, n_gone = pair // len(counts), counts[pair % len(counts)]
+                values.append(_scored(model, inputs, ranks, classes, rows, n_gone, value, kind, score))
+            curve = torch.cat(values).view(len(inputs), len(counts))
+            finite = torch.isfinite(attributions).flatten(1).all(1, keepdim=True)
+            found[kind] = curve.where(finite, torch.nan)
+    warn_non_finite(attributions, "insertion_deletion")
+    return Curves(torch.tensor(shares, dtype=inputs.dtype, device=inputs.device), **found)
+
+
+def _scored(
+    model: Model,
+    inputs: Tensor,
+    ranks: Tensor,
+    classes: Tensor,
+    rows: Tensor,
+    counts: Tensor,
+    fill: str | Tensor,
+    kind: str,
+    score: str,
+) -> Tensor:
+    """Scores of some images, ``counts`` units of each replaced."""
+    x, order = inputs[rows], ranks[rows]
+    # rank 0 is the most relevant
+    gone = order < counts[:, None] if kind == "deletion" else order >= ranks.shape[1] - counts[:, None]
+    gone = (
+        gone.view(-1, *inputs.shape[1:]) if order.shape[1] == inputs[0].numel() else gone.view(-1, 1, *inputs.shape[2:])
+    )
+    if isinstance(fill, Tensor):
+        other = fill[rows]
+    else:
+        left = (~gone).expand_as(x)
+        n_left = left.flatten(1).sum(1)
+        mean = (x * left).flatten(1).sum(1) / n_left
+        other = column(torch.where(n_left > 0, mean, x.flatten(1).mean(1)), x)
+    logits = model(torch.where(gone, other, x))
+    if score == "accuracy":
+        return (logits.argmax(1) == classes[rows]).to(x.dtype)
+    return logits.softmax(1).gather(1, classes[rows, None])[:, 0]
+
+
+def _ranks(attributions: Tensor, rank: str, unit: str) -> Tensor:
+    """Place of each unit in the order of falling relevance, ties in the order of the units: (B, units) int."""
+    check_choice(rank, "rank", ("abs", "signed"))
+    check_choice(unit, "unit", ("entry", "pixel"))
+    relevance = attributions.detach()
+    relevance = relevance.abs() if rank == "abs" else relevance
+    if unit == "pixel":
+        if relevance.ndim != 4:
+            raise ValueError(f"attributions: got shape {tuple(relevance.shape)}, wants (B, C, H, W) for unit='pixel'")
+        relevance = relevance.sum(1)
+    order = relevance.flatten(1).argsort(1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
+
+
+def _check_ratios(ratios: Sequence[float] | Tensor) -> list[float]:
+    shares = torch.as_tensor(ratios, dtype=torch.float64).tolist()
+    if not isinstance(shares, list) or not shares or not all(0 <= share <= 1 for share in shares):
+        raise ValueError(f"ratios: got {ratios!r}, wants one or more numbers in [0, 1]")
+    return shares
