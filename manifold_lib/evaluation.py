@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .checks import check_batch, check_choice, check_like, check_map, warn_non_finite
 from .paths import column
-from .scores import Model, chunk_size, left_as_found, resolve_target, score
+from .scores import Model, forward_chunk_size, left_as_found, resolve_target, score
 
 _LEAST_CHANGE = 0.05
 
@@ -84,7 +84,7 @@ def _sums(
     check_map(attributions, inputs)
     baselines = check_like(baselines, inputs, "baselines")
     with left_as_found(model, inputs):
-        size = chunk_size(model, inputs, internal_batch_size)
+        size = forward_chunk_size(inputs, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         change = score(model, inputs, classes, size) - score(model, baselines, classes, size)
     flat = attributions.detach().flatten(1)
@@ -148,7 +148,7 @@ def insertion_deletion(
     kinds = ("insertion", "deletion") if curves == "both" else (curves,)
     found: dict[str, Tensor | None] = {"insertion": None, "deletion": None}
     with left_as_found(model, inputs), torch.no_grad():
-        size = chunk_size(model, inputs, internal_batch_size)
+        size = forward_chunk_size(inputs, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         if classes is None:
             raise ValueError("model: got scores (B,), wants logits (B, C)")
@@ -206,7 +206,7 @@ def _ranks(attributions: Tensor, rank: str, unit: str) -> Tensor:
         if relevance.ndim != 4:
             raise ValueError(f"attributions: got shape {tuple(relevance.shape)}, wants (B, C, H, W) for unit='pixel'")
         relevance = relevance.sum(1)
-    order = relevance.flatten(1).argsort(1, descending=True, stable=True)
+    order = relevance.flatten(1).argsort(dim=1, descending=True, stable=True)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places)
 

@@ -22,6 +22,7 @@ Model = Callable[[Tensor], Tensor]
 _CPU_BYTES, _CPU_POINTS = 24 * 2**20, 256
 _GPU_SHARE, _GPU_POINTS = 0.25, 8192
 _LEAST_POINTS = 16
+_CPU_FORWARD_POINTS, _GPU_FORWARD_POINTS = 64, 1024
 
 
 @contextlib.contextmanager
@@ -210,6 +211,13 @@ def chunk_size(model: Model, inputs: Tensor, internal_batch_size: int | None = N
         budget = int(_GPU_SHARE * (torch.cuda.mem_get_info(inputs.device)[0] + cached))
         most = _GPU_POINTS
     return min(max(budget // per_point, _LEAST_POINTS), most)
+
+
+def forward_chunk_size(inputs: Tensor, internal_batch_size: int | None = None) -> int:
+    """How many points to push through the model at once where no gradient is wanted."""
+    if internal_batch_size is not None:
+        return check_count(internal_batch_size, "internal_batch_size")
+    return _GPU_FORWARD_POINTS if inputs.device.type == "cuda" else _CPU_FORWARD_POINTS
 
 
 def _saved_bytes(model: Model, points: Tensor) -> int:

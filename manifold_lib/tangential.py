@@ -6,6 +6,7 @@ optimised, so a high one proves little by itself: notebook 02 shows the controls
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -306,7 +307,9 @@ def _best(
         n_steps=_FINE_STEPS,
         internal_batch_size=internal_batch_size,
     )
-    fraction = tangent_fraction(maps, basis[images])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a start at the input itself explains nothing
+        fraction = tangent_fraction(maps, basis[images])
     preferred = torch.nan_to_num(fraction, nan=-1.0) + feasible.to(fraction.dtype) * 2
     chosen = preferred.view(-1, n_starts).argmax(1) + torch.arange(len(inputs), device=inputs.device) * n_starts
     return TangentialBaseline(points[chosen], fraction[chosen], history[chosen].T.contiguous(), converged[chosen])

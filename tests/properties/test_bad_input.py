@@ -25,6 +25,11 @@ def decoder(z):
     return torch.tanh(z.flatten(1) @ MIXING.T).view(-1, *SHAPE)
 
 
+class VAE:
+    encode = staticmethod(lambda x: x.flatten(1) @ MIXING)
+    decode = staticmethod(lambda z: decoder(z))
+
+
 def normal(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
@@ -57,6 +62,57 @@ FUNCTIONS = {
         ml.integrate,
         {"model": lambda: model, "path": lambda: normal(B, 4, *SHAPE), "target": lambda: 1, "n_steps": lambda: 3},
     ),
+    "guided_ig": (
+        ml.guided_ig,
+        {"model": lambda: model, "inputs": inputs, "target": lambda: 1, "baselines": inputs, "n_steps": lambda: 3},
+    ),
+    "guided_path": (
+        ml.guided_path,
+        {"model": lambda: model, "inputs": inputs, "target": lambda: 1, "baselines": inputs, "n_steps": lambda: 3},
+    ),
+    "enhanced_ig": (
+        ml.enhanced_ig,
+        {
+            **{"model": lambda: model, "inputs": inputs, "target": lambda: 1, "baselines": inputs},
+            **{"n_steps": lambda: 3, "vae": lambda: VAE},
+        },
+    ),
+    "expected_gradients": (
+        ml.expected_gradients,
+        {
+            **{"model": lambda: model, "inputs": inputs, "target": lambda: 1},
+            **{"references": inputs, "n_samples": lambda: 3, "generator": seed},
+        },
+    ),
+    "tangential_baseline": (
+        ml.tangential_baseline,
+        {
+            **{"model": lambda: model, "inputs": inputs, "target": lambda: 1, "basis": basis},
+            **{"n_starts": lambda: 2, "max_iter": lambda: 2, "n_steps": lambda: 2, "generator": seed},
+        },
+    ),
+    "tangential_ig": (
+        ml.tangential_ig,
+        {
+            **{"model": lambda: model, "inputs": inputs, "target": lambda: 1, "basis": basis},
+            **{"n_starts": lambda: 2, "max_iter": lambda: 2, "n_steps": lambda: 2, "generator": seed},
+        },
+    ),
+    **{
+        name: (
+            getattr(ml, name),
+            {
+                **{"model": lambda: model, "inputs": inputs, "target": lambda: 1},
+                "attributions": lambda: normal(B, *SHAPE),
+                **({} if name == "insertion_deletion" else {"baselines": lambda: torch.zeros(B, *SHAPE)}),
+            },
+        )
+        for name in ("completeness_error", "cancellation_ratio", "insertion_deletion")
+    },
+    **{
+        f"baselines.{name}": (getattr(ml.baselines, name), {"inputs": inputs})
+        for name in ("zero", "constant", "max_distance", "uniform", "gaussian", "blurred", "mean")
+    },
     "straight_path": (ml.straight_path, {"inputs": inputs, "baselines": inputs}),
     "pgd": (ml.pgd, {"model": lambda: model, "inputs": inputs, "target": lambda: 1, "eps": lambda: 0.1}),
     "decoder_jacobian": (ml.decoder_jacobian, {"decoder": lambda: decoder, "latents": lambda: normal(B, K)}),
@@ -110,7 +166,8 @@ def with_argument(*names):
 
 # what is NaN for one image passes through these, to that image only
 PASS_ON = ("project", "tangent_fraction", "tangent_share")
-BATCHES = ("inputs", "path", "latents", "vectors", "attributions", "basis", "baselines")
+BATCHES = ("inputs", "path", "latents", "vectors", "attributions", "basis", "baselines", "references")
+EVALUATION = ("completeness_error", "cancellation_ratio", "insertion_deletion")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -118,7 +175,14 @@ def test_the_valid_call_works(name):
     call(name)
 
 
-@pytest.mark.parametrize(("name", "argument"), [pair for pair in with_argument(*BATCHES) if pair[0] not in PASS_ON])
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        (name, argument)
+        for name, argument in with_argument(*BATCHES)
+        if name not in PASS_ON and argument != "basis" and (name not in EVALUATION or argument != "attributions")
+    ],
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @given(data=st.data())
 @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
@@ -167,6 +231,10 @@ def test_what_is_no_tensor_is_refused(name, argument, value):
     ("name", "argument", "other"),
     [
         ("integrated_gradients", "baselines", "inputs"),
+        ("guided_ig", "baselines", "inputs"),
+        ("enhanced_ig", "baselines", "inputs"),
+        ("tangential_baseline", "basis", "inputs"),
+        *((name, "attributions", "inputs") for name in EVALUATION),
         ("straight_path", "baselines", "inputs"),
         ("project", "basis", "vectors"),
         ("tangent_fraction", "basis", "attributions"),
@@ -246,7 +314,7 @@ def test_a_target_of_wrong_shape_or_type_is_refused(name, target):
     refused(name, "target", says, target=target)
 
 
-@pytest.mark.parametrize("name", [n for n in WITH_TARGET if n != "pgd"])
+@pytest.mark.parametrize("name", [n for n in WITH_TARGET if n not in ("pgd", "insertion_deletion")])
 def test_a_target_for_a_model_with_one_score_is_refused(name):
     refused(name, "target", model=lambda x: x.flatten(1).sum(1), target=0)
 
@@ -269,6 +337,8 @@ def test_scores_of_wrong_shape_are_refused(name, target, bad):
 
 @pytest.mark.parametrize("name", WITH_TARGET)
 def test_scores_without_a_gradient_are_refused(name):
+    if name in EVALUATION:
+        pytest.skip("needs no gradient")
     with pytest.raises(ValueError, match="model"):
         call(name, model=lambda x: model(x).detach())
 
@@ -283,6 +353,10 @@ COUNTS = [
     ("project_matrix_free", "max_iter"),
     *((name, "internal_batch_size") for name in ("gradient", "input_x_gradient", "smoothgrad", "integrated_gradients")),
     *((name, "internal_batch_size") for name in ("integrate", "decoder_jacobian", "tangent_basis")),
+    *((name, "internal_batch_size") for name in ("guided_ig", "enhanced_ig", "expected_gradients", *EVALUATION)),
+    *((name, "n_steps") for name in ("guided_ig", "guided_path", "enhanced_ig", "tangential_baseline")),
+    ("expected_gradients", "n_samples"),
+    *(("tangential_baseline", name) for name in ("n_starts", "max_iter", "internal_batch_size")),
 ]
 
 
