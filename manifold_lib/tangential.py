@@ -1,6 +1,6 @@
 """Tangentially aligned Integrated Gradients (paper 2): the baseline whose attribution is most tangent.
 
-``α* = argmax_a μ(IG(x, a))`` with the tangent fraction μ, solved for each image by Adam. The fraction is what is
+``α* = argmax_a μ(IG(x, a))`` with the tangent fraction μ, solved for each image on its own. The fraction is what is
 optimised, so a high one proves little by itself: notebook 02 shows the controls.
 """
 
@@ -14,17 +14,15 @@ from torch import Tensor
 
 from . import baselines as starting_points
 from . import runtime
+from .alignment import Search, Steps, gradient_steps, projection_steps
 from .attribution import integrated_gradients
 from .checks import check_batch, check_choice, check_count, check_positive, check_range, check_share
 from .latent import encode
-from .paths import straight_path
-from .quadrature import mean_gradient, rule
-from .scores import Model, chunk_size, left_as_found, resolve_target, score, score_and_gradient
+from .scores import Model, chunk_size, left_as_found, resolve_target, score_and_gradient
 from .tangent import check_mode, flat_like, tangent_fraction
 
 _GOAL = 0.99
-_PATIENCE, _GAIN = 50, 1e-4
-_PENALTY = 2.0
+_PATIENCE, _GAIN, _SLACK = 50, 1e-4, 1e-6
 _FINE_STEPS = 64
 
 
@@ -52,10 +50,11 @@ def tangential_baseline(
     constraint: str = "none",
     c: float = 0.8,
     vae: Any = None,
+    solver: str | None = None,
     n_starts: int = 3,
-    max_iter: int = 300,
+    max_iter: int = 200,
     n_steps: int = 8,
-    learning_rate: float = 0.02,
+    learning_rate: float = 0.05,
     stop_gradient: bool | None = None,
     clamp: tuple[float, float] = (0.0, 1.0),
     generator: torch.Generator | None = None,
@@ -73,18 +72,22 @@ def tangential_baseline(
     constraint : {"none", "box", "change", "manifold"}
         ``"box"`` keeps the baseline within ``clamp``; ``"change"`` keeps the explained change,
         f(x) − f(a) ≥ c · (f(x) − f(0)), by a penalty; ``"manifold"`` searches a = dec(z) with ``vae``.
+    solver : {"projection", "gradient"}, optional
+        A fixed point of damped projections (:func:`manifold_lib.alignment.projection_steps`), or Adam on the
+        fraction. By default the projections, which get closer to 1 in fewer steps; they know no other constraint than
+        the box, so for ``"change"`` and ``"manifold"`` it is Adam.
     n_starts : int
         Starting points of each image: zero, then uniform noise within ``clamp`` (on the manifold: the encoded zero
         image, then draws of N(0, I)). The one that ends most aligned is kept.
     max_iter : int
-        Adam iterations; an image stops at a fraction of 0.99, or after 50 without a gain of 1e-4.
+        Most iterations; the search stops when every image has a fraction of 0.99 or no gain of 1e-4 in 50.
     n_steps : int
         Midpoint nodes of Integrated Gradients while optimising.
     learning_rate : float
-        In the units of ``inputs`` (on the manifold, of latents).
+        Of Adam, in the units of ``inputs`` (on the manifold, of latents).
     stop_gradient : bool, optional
-        Treat the path-averaged gradient h of IG = (x − a) ⊙ h as constant. On a ReLU network, where h is constant
-        almost everywhere, that is the same at less cost; None finds out.
+        For Adam: treat the path-averaged gradient h of IG = (x − a) ⊙ h as constant. On a ReLU network, where
+        h is constant almost everywhere, that is the same at less cost; None finds out.
     clamp : (float, float)
         Valid range of the inputs.
     generator : torch.Generator, optional
@@ -103,6 +106,11 @@ def tangential_baseline(
     check_range(clamp, "clamp")
     for count, name in ((n_starts, "n_starts"), (max_iter, "max_iter"), (n_steps, "n_steps")):
         check_count(count, name)
+    easy = constraint in ("none", "box")
+    solver = ("projection" if easy else "gradient") if solver is None else solver
+    check_choice(solver, "solver", ("projection", "gradient"))
+    if solver == "projection" and not easy:
+        raise ValueError(f"solver: got 'projection' with constraint={constraint!r}, wants 'gradient'")
     if (constraint == "manifold") == (vae is None):
         raise ValueError(f"vae: got {vae!r} with constraint={constraint!r}, wants one for 'manifold' only")
     inputs = inputs.detach()
@@ -113,13 +121,15 @@ def tangential_baseline(
             stop_gradient = _is_piecewise_linear(model, inputs[:1], None if classes is None else classes[:1])
         starts = _starts(inputs, n_starts, clamp, vae, size, generator)
         decode = vae.decode if constraint == "manifold" else None
-        search = _Search(model, decode, constraint, c, clamp, n_steps, max_iter, learning_rate, stop_gradient)
+        search = Search(model, decode, constraint, c, clamp, n_steps, learning_rate, stop_gradient)
+        steps = projection_steps if solver == "projection" else gradient_steps
         rows = torch.arange(len(inputs) * n_starts, device=inputs.device).split(max(size // n_steps, 1))
         found = []
         for part in runtime.progress_bar(rows, show=progress, desc="tangential_baseline"):
             image = part // n_starts
             own = None if classes is None else classes[image]
-            found.append(_optimise(search, inputs[image], starts[image, part % n_starts], basis[image], own))
+            walk = steps(search, inputs[image], starts[image, part % n_starts], basis[image], own)
+            found.append(_follow(walk, max_iter))
         points, history, converged, feasible = (torch.cat(part) for part in zip(*found, strict=True))
     return _best(model, inputs, classes, basis, points, history, converged, feasible, n_starts, internal_batch_size)
 
@@ -156,102 +166,30 @@ def tangential_ig(
     return attributions
 
 
-class _Search(NamedTuple):
-    """What does not differ from image to image."""
+def _follow(steps: Steps, max_iter: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The best of the steps of a few images: baselines, history (B, max_iter + 1), converged, feasible.
 
-    model: Model
-    decode: Any
-    constraint: str
-    c: float
-    clamp: tuple[float, float]
-    n_steps: int
-    max_iter: int
-    learning_rate: float
-    stop_gradient: bool
-
-
-def _optimise(
-    search: _Search, inputs: Tensor, starts: Tensor, basis: Tensor, target: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Adam on a few images in lock-step: best baselines, history (B, iterations + 1), converged, feasible."""
-    needed = scale = torch.zeros(())
-    if search.constraint == "change":
-        change = score(search.model, inputs, target, len(inputs)) - score(
-            search.model, torch.zeros_like(inputs), target, len(inputs)
-        )
-        needed, scale = search.c * change, change.abs().clamp_min(0.05)
-    variable = starts.clone()
-    first, second = torch.zeros_like(variable), torch.zeros_like(variable)
-    n = len(inputs)
-    best = torch.zeros_like(inputs)
-    best_fraction = inputs.new_full((n,), -1.0)
-    best_violation = inputs.new_full((n,), torch.inf)
-    stale = torch.zeros(n, dtype=torch.int64, device=inputs.device)
-    history = inputs.new_empty(n, search.max_iter + 1)
-    done = torch.zeros(n, dtype=torch.bool, device=inputs.device)
-    for iteration in range(search.max_iter + 1):
-        variable.requires_grad_()
-        with torch.enable_grad():
-            baselines = variable if search.decode is None else search.decode(variable)
-            fraction = _fraction(search, inputs, baselines, basis, target)
-            violation = torch.zeros_like(fraction)
-            if search.constraint == "change":
-                end = score(search.model, inputs, target, n)
-                start, slope = score_and_gradient(search.model, baselines, target)
-                violation = (needed - (end - start)).clamp_min(0) / scale
-                # the score enters by its gradient, which is at hand
-                linear = (slope * baselines).flatten(1).sum(1)
-                objective = fraction - _PENALTY * torch.where(violation > 0, linear / scale, 0)
-            else:
-                objective = fraction
-            (gradient,) = torch.autograd.grad(objective.sum(), variable)
-        variable = variable.detach()
-        fraction, violation = fraction.detach(), violation.detach()
-        feasible = violation <= 1e-6
-        better = torch.where(feasible & (best_violation <= 1e-6), fraction > best_fraction, violation < best_violation)
-        better &= ~done
-        gained = better & ((fraction > best_fraction + _GAIN) | (best_violation > 1e-6))
-        best = torch.where(_spread(better, best), baselines.detach(), best)
+    Best is the largest fraction that keeps the constraint; before that, the smallest violation.
+    """
+    history: list[Tensor] = []
+    for baselines, fraction, violation in steps:
+        if not history:
+            best, best_fraction, best_violation = baselines.clone(), fraction, violation
+            stale, done = torch.zeros_like(fraction), torch.zeros_like(fraction, dtype=torch.bool)
+        feasible = (violation <= _SLACK) & (best_violation <= _SLACK)
+        better = torch.where(feasible, fraction > best_fraction, violation < best_violation)
+        better &= ~done  # an image must not gain from others that take longer
+        gained = better & (~feasible | (fraction > best_fraction + _GAIN))
+        best[better] = baselines[better]
         best_fraction = torch.where(better, fraction, best_fraction)
         best_violation = torch.where(better, violation, best_violation)
-        history[:, iteration] = torch.where(done, best_fraction, fraction)
         stale = torch.where(gained, 0, stale + 1)
-        done |= ((best_fraction >= _GOAL) & (best_violation <= 1e-6)) | (stale >= _PATIENCE)
-        if done.all():
-            history[:, iteration + 1 :] = best_fraction[:, None]
+        history.append(torch.where(done, best_fraction, fraction))
+        done |= ((best_fraction >= _GOAL) & (best_violation <= _SLACK)) | (stale >= _PATIENCE)
+        if done.all() or len(history) > max_iter:
             break
-        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-        first = 0.9 * first + 0.1 * gradient
-        second = 0.999 * second + 0.001 * gradient**2
-        step = first / (1 - 0.9 ** (iteration + 1)) / ((second / (1 - 0.999 ** (iteration + 1))).sqrt() + 1e-8)
-        variable = variable + search.learning_rate * step
-        if search.constraint == "box":
-            variable = variable.clamp(*search.clamp)
-    return best, history, done, best_violation <= 1e-6
-
-
-def _fraction(search: _Search, inputs: Tensor, baselines: Tensor, basis: Tensor, target: Tensor | None) -> Tensor:
-    """μ(IG(x, a)), differentiable in the baselines; 0 where the attribution is."""
-    nodes, weights = rule("midpoint", search.n_steps, inputs)
-    held = baselines.detach() if search.stop_gradient else baselines
-    average = mean_gradient(
-        search.model,
-        straight_path(inputs, held),
-        target,
-        nodes,
-        weights,
-        size=len(inputs) * search.n_steps,
-        create_graph=not search.stop_gradient,
-    )
-    values = (average * (inputs - baselines)).flatten(1)
-    values = values / values.detach().abs().amax(1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
-    length = torch.linalg.vector_norm(values, dim=1)
-    inside = torch.linalg.vector_norm(torch.einsum("bdk,bd->bk", basis, values), dim=1)
-    return torch.where(length > 0, inside / length.clamp_min(0.5), inside)
-
-
-def _spread(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.view(-1, *(1,) * (like.ndim - 1))
+    history += [best_fraction] * (max_iter + 1 - len(history))
+    return best, torch.stack(history, 1), done, best_violation <= _SLACK
 
 
 def _starts(

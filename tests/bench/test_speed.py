@@ -1,4 +1,4 @@
-"""Speed beside the peers, as ratios of runs in turn: ``pytest tests/bench --benchmark-only -s`` prints the tables.
+"""Speed beside the peers, in the same run: ``make bench`` prints the table and writes ``figures/bench/``.
 
 Nothing is asserted about time. What is asserted is that all contestants compute the same thing.
 """
@@ -6,103 +6,272 @@ Nothing is asserted about time. What is asserted is that all contestants compute
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import captum.attr
+import numpy as np
+import pandas as pd
 import pytest
 import torch
-from torch import Tensor
+from published import Tallied, tangent_space_by_pixel
+from torch import Tensor, nn
 
 import manifold_lib as ml
+from manifold_lib import plotting, runtime, storage
 
-ROUNDS = 3
-Contestant = Callable[[], Tensor]
+ROUNDS = 5
+Contestant = Callable[[], object]
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(1024, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"LeNet": ml.lenet, "tiny CNN": ml.tiny_cnn, "MLP": mlp}
 
 
 @pytest.fixture(scope="module")
-def tables() -> Iterator[list[str]]:
-    """Collects the tables of all races, printed together at the end."""
-    lines: list[str] = []
-    yield lines
-    print("\n\n" + "\n".join(lines))
+def rows() -> Iterator[list[dict]]:
+    """Collects the rows of all races; the table and its figure are written at the end."""
+    found: list[dict] = []
+    yield found
+    table = pd.DataFrame(found)
+    if table.empty:
+        return
+    print("\n\n" + table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    folder = runtime.FIGURES / "bench"
+    storage.write_bytes(folder / "bench.csv", table.to_csv(index=False, float_format="%.4g").encode())
+    draw(table, folder)
+
+
+def draw(table: pd.DataFrame, folder: Path) -> None:
+    """Time of each peer over ours, with the median of the rounds; above 1 we are faster."""
+    import matplotlib.pyplot as plt
+
+    plotting.setup_style()
+    others = table[table["contestant"] != "ours"].iloc[::-1]
+    labels = others["task"] + ", B = " + others["B"].astype(str) + ": " + others["contestant"]
+    fig, axis = plt.subplots(figsize=(plotting.WIDTH, 0.2 * len(others) + 0.8))
+    axis.barh(labels, others["ratio"] - 1, left=1, color=[plotting.colour("gradient")] * len(others))
+    axis.axvline(1, color="0.4", lw=0.8)
+    axis.set(xscale="log", xlabel="time of the peer / our time, median of the rounds")
+    axis.tick_params(axis="y", labelsize=6.5)
+    fig.savefig(folder / "bench.png", dpi=160, metadata={"Software": None})
+    plt.close(fig)
+
+
+class Peak(threading.Thread):
+    """Growth of this process's resident memory while it runs, in MB; NaN where the kernel does not tell."""
+
+    def __enter__(self) -> Peak:
+        self.stop, self.start_bytes = False, self.resident()
+        self.peak = self.start_bytes
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop = True
+        self.join()
+
+    @staticmethod
+    def resident() -> float:
+        try:
+            return int(Path("/proc/self/statm").read_text().split()[1]) * 4096.0
+        except OSError:
+            return float("nan")
+
+    def run(self) -> None:
+        while not self.stop:
+            self.peak = max(self.peak, self.resident())
+            time.sleep(0.001)
+
+    @property
+    def megabytes(self) -> float:
+        return (self.peak - self.start_bytes) / 1e6
 
 
 def race(
-    benchmark, title: str, ours: Contestant, others: dict[str, Contestant], factors: dict[str, int], lines: list[str]
+    benchmark, rows: list[dict], task: str, n_images: int, contestants: dict[str, Contestant], **parts: int
 ) -> None:
-    """Run ours and the others in turn, and append times and ratios; ``factors`` scale a part up to the whole."""
-    seconds: dict[str, list[float]] = {name: [] for name in others}
-    ours()
-    for other in others.values():
-        other()
+    """Run "ours" and the others in turn; ``parts`` says of how many images a contestant ran only one."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    memory = {}
+    for name, contestant in contestants.items():
+        with Peak() as peak:
+            contestant()
+        memory[name] = peak.megabytes
 
     def run_the_others() -> None:
-        for name, other in others.items():
-            start = time.perf_counter()
-            other()
-            seconds[name].append((time.perf_counter() - start) * factors.get(name, 1))
+        for name, contestant in contestants.items():
+            if name != "ours":
+                start = time.perf_counter()
+                contestant()
+                seconds[name].append((time.perf_counter() - start) * parts.get(name.split()[0], 1))
 
-    benchmark.pedantic(ours, setup=run_the_others, rounds=ROUNDS, iterations=1)
-    own = list(benchmark.stats.stats.data)
-    best, median = min(own), statistics.median(own)
-    lines.append(f"{title}; {ROUNDS} rounds in turn, {torch.get_num_threads()} threads, ratio = other / ours")
-    lines.append(f"{'':44}{'best s':>10}{'median s':>10}{'ratio of best':>15}{'of median':>11}")
-    lines.append(f"{'ours':44}{best:10.3f}{median:10.3f}{1:15.2f}{1:11.2f}")
+    benchmark.pedantic(contestants["ours"], setup=run_the_others, rounds=ROUNDS, iterations=1)
+    seconds["ours"] = list(benchmark.stats.stats.data)
+    own = statistics.median(seconds["ours"])
     for name, values in seconds.items():
-        other_best, other_median = min(values), statistics.median(values)
-        ratios = other_best / best, other_median / median
-        lines.append(f"{name:44}{other_best:10.3f}{other_median:10.3f}{ratios[0]:15.2f}{ratios[1]:11.2f}")
-        benchmark.extra_info[name] = {"ratio_of_best": ratios[0], "ratio_of_median": ratios[1]}
-    lines.append("")
+        row = {"task": task, "B": n_images, "contestant": name}
+        row |= {"ms_per_image": statistics.median(values) / n_images * 1e3, "best_ms": min(values) / n_images * 1e3}
+        ratio = statistics.median(other / mine for other, mine in zip(values, seconds["ours"], strict=True))
+        rows.append(row | {"ratio": ratio if name != "ours" else values and own / own, "peak_MB": memory[name]})
 
 
-def test_integrated_gradients_beside_captum(benchmark, tables: list[str]) -> None:
-    generator = torch.Generator().manual_seed(0)
+def problem(make: Callable[[], nn.Module], n_images: int) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
-    model = ml.lenet().eval()
-    inputs = torch.rand(64, 1, 32, 32, generator=generator)
-    target = torch.randint(10, (64,), generator=generator)
+    model = make().eval()
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(n_images, 1, 32, 32, generator=generator)
+    return model, inputs, torch.randint(10, (n_images,), generator=generator)
+
+
+def agree(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("n_steps", [50, 128])
+@pytest.mark.parametrize("n_images", [1, 16, 64])
+@pytest.mark.parametrize("name", MODELS)
+def test_integrated_gradients_beside_captum(benchmark, rows, name: str, n_images: int, n_steps: int) -> None:
+    if n_steps == 128 and name != "LeNet":
+        pytest.skip("one model is enough at 128 steps")
+    model, inputs, target = problem(MODELS[name], n_images)
     oracle = captum.attr.IntegratedGradients(model)
 
     def captums(size: int | None) -> Contestant:
-        return lambda: oracle.attribute(inputs, target=target, n_steps=50, internal_batch_size=size)
+        return lambda: oracle.attribute(inputs, target=target, n_steps=n_steps, internal_batch_size=size)
 
     def ours() -> Tensor:
-        return ml.integrated_gradients(model, inputs, target, n_steps=50)
+        return ml.integrated_gradients(model, inputs, target, n_steps=n_steps)
 
-    expected = captums(64)()
-    assert (ours() - expected).abs().max() < 1e-5 * expected.abs().max()
-    others = {"captum, default": captums(None)}
-    # captum slices steps, never images: below 64 points it still takes 64
-    others |= {f"captum, internal_batch_size={size}": captums(size) for size in (32, 64, 128, 256)}
-    race(benchmark, "Integrated Gradients, 50 steps, 64 images, LeNet", ours, others, {}, tables)
+    agree(ours(), captums(max(64, n_images))())
+    contestants = {"ours": ours, "captum": captums(None)}
+    # captum slices steps, never images, so no chunk is smaller than the batch
+    contestants |= {f"captum, {size} points": captums(size) for size in (32, 64, 128, 256) if size >= n_images}
+    race(benchmark, rows, f"IG {n_steps}, {name}", n_images, contestants)
 
 
-def test_tangent_basis_beside_one_reverse_pass_per_pixel(benchmark, tables: list[str]) -> None:
+@pytest.mark.parametrize("n_images", [1, 16, 64])
+def test_smoothgrad_beside_captum(benchmark, rows, n_images: int) -> None:
+    model, inputs, target = problem(ml.lenet, n_images)
+    tunnel = captum.attr.NoiseTunnel(captum.attr.Saliency(model))
+
+    def captums() -> Tensor:
+        return tunnel.attribute(inputs, nt_samples=25, stdevs=0.02, target=target, abs=False)
+
+    def ours() -> Tensor:
+        return ml.smoothgrad(model, inputs, target, n_samples=25, stdevs=0.02)
+
+    race(benchmark, rows, "SmoothGrad 25, LeNet", n_images, {"ours": ours, "captum": captums})
+
+
+@pytest.mark.parametrize("n_steps", [50, 200])
+@pytest.mark.parametrize("n_images", [1, 16, 64])
+def test_guided_ig_beside_saliency(benchmark, rows, monkeypatch, n_images: int, n_steps: int) -> None:
+    saliency = pytest.importorskip("saliency.core")
+    quantile = np.quantile
+    monkeypatch.setattr(  # it asks for a keyword that NumPy no longer has
+        np,
+        "quantile",
+        lambda a, q, interpolation="linear", **more: quantile(a, q, **({"method": interpolation} | more)),
+    )
+    model, inputs, target = problem(ml.lenet, n_images)
+
+    def gradient(points, call_model_args=None, expected_keys=None):
+        x = torch.from_numpy(points).float().requires_grad_()
+        scores = model(x)[:, int(target[0])]
+        return {saliency.INPUT_OUTPUT_GRADIENTS: torch.autograd.grad(scores.sum(), x)[0].double().numpy()}
+
+    image = inputs[0].numpy()
+
+    def released() -> object:
+        return saliency.GuidedIG().GetMask(image, gradient, {}, x_steps=n_steps, x_baseline=0 * image)
+
+    def ours() -> Tensor:
+        return ml.guided_ig(model, inputs, target, n_steps=n_steps, method="left")
+
+    contestants = {"ours": ours, "saliency (one image, scaled)": released}
+    race(benchmark, rows, f"Guided IG {n_steps}, LeNet", n_images, contestants, saliency=n_images)
+
+
+@pytest.mark.parametrize("n_images", [1, 16, 64])
+def test_deletion_beside_quantus(benchmark, rows, n_images: int) -> None:
+    quantus = pytest.importorskip("quantus")
+    model, inputs, target = problem(ml.lenet, n_images)
+    attributions = ml.integrated_gradients(model, inputs, target, n_steps=8)
+    metric = quantus.PixelFlipping(
+        features_in_step=32,
+        perturb_baseline=0.0,
+        abs=False,
+        normalise=False,
+        disable_warnings=True,
+        display_progressbar=False,
+    )
+    arrays = {"x_batch": inputs.numpy(), "y_batch": target.numpy(), "a_batch": attributions.numpy()}
+
+    def flipping() -> Tensor:
+        return torch.tensor(np.array(metric(model=model, **arrays, softmax=True, batch_size=n_images)))
+
+    def ours() -> Tensor:
+        curves = ml.insertion_deletion(
+            model,
+            inputs,
+            attributions,
+            target,
+            ratios=[(i + 1) / 32 for i in range(32)],
+            fill="zero",
+            score="probability",
+            rank="signed",
+            curves="deletion",
+        )
+        assert curves.deletion is not None
+        return curves.deletion
+
+    agree(ours(), flipping().float(), 1e-3)
+    race(benchmark, rows, "deletion, 32 ratios, LeNet", n_images, {"ours": ours, "quantus": flipping})
+
+
+@pytest.mark.parametrize("n_images", [1, 16, 64])
+def test_tangent_bases_beside_the_published_pattern(benchmark, rows, n_images: int) -> None:
     torch.manual_seed(0)
     vae = ml.VAE().eval()
-    latents = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(n_images, 10, generator=torch.Generator().manual_seed(0))
+    tallied = Tallied(vae.decode)
 
-    def per_pixel() -> Tensor:
-        """The Jacobian of one image as the research code takes it, and its basis."""
-        latent = latents[:1].clone().requires_grad_()
-        pixels = vae.decode(latent).flatten()
-        rows = [torch.autograd.grad(pixel, latent, retain_graph=True)[0][0] for pixel in pixels]
-        left, values, _ = torch.linalg.svd(torch.stack(rows), full_matrices=False)
-        return left[:, values > 1e-6 * values[0]]
+    def published() -> Tensor:
+        return tangent_space_by_pixel(tallied, latents[0])
 
     def ours() -> Tensor:
         return ml.tangent_basis(vae.decode, latents)
 
-    one, expected = ours()[0], per_pixel()
+    one, expected = ours()[0], published()
     assert (one @ one.T - expected @ expected.T).abs().max() < 1e-4
-    others = {"one reverse pass per pixel (1 image × 64)": per_pixel}
-    race(
-        benchmark,
-        "Tangent bases of 64 latents, VAE decoder 10 -> 1×32×32",
-        ours,
-        others,
-        {"one reverse pass per pixel (1 image × 64)": 64},
-        tables,
-    )
+    assert (tallied.forwards, tallied.backwards) == (1, 1024)
+    contestants = {"ours": ours, "published (one image, scaled)": published}
+    race(benchmark, rows, "tangent bases, VAE 10 → 32×32", n_images, contestants, published=n_images)
+
+
+def test_gradients_to_one_percent(benchmark, rows) -> None:
+    """Evaluations, not time: the fewest steps at which the best fixed rule brings every image under 1 %."""
+    from manifold_lib import zoo
+
+    model, inputs = zoo.load("lenet-mnist32"), zoo.samples("mnist32", 64, seed=5).inputs
+    path = ml.straight_path(inputs)
+    info = benchmark.pedantic(lambda: ml.integrate(model, path, tolerance=0.01, return_info=True)[1], rounds=1)
+    scores = model(inputs).detach()
+    change = (scores - model(0 * inputs).detach()).gather(1, scores.argmax(1, keepdim=True))[:, 0]
+    bound = 0.01 * torch.maximum(change.abs(), 0.05 * (scores.amax(1) - scores.amin(1)))
+    for method in ("gausslegendre", "midpoint"):
+        for n_steps in range(16, 129):
+            delta = ml.integrate(model, path, method=method, n_steps=n_steps, return_info=True)[1].delta
+            if (delta.abs() <= bound).all():
+                break
+        row = {"task": "gradients to 1 %, LeNet", "B": 64, "contestant": f"fixed {method}, n = {n_steps}"}
+        rows.append(row | {"ratio": 64 * n_steps / int(info.n_gradients.sum())})
+    assert info.converged.all()

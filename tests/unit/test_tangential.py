@@ -10,6 +10,7 @@ from torch import nn
 import manifold_lib as ml
 
 D, K = 16, 3
+ADAM = {"n_starts": 1, "max_iter": 10, "solver": "gradient"}
 
 
 def network(activation, seed=0):
@@ -70,7 +71,9 @@ def test_t4_the_gradient_is_orthogonal_to_the_displacement():
 def test_t5_on_a_relu_network_both_forms_take_the_same_steps():
     model, (inputs, basis) = network(nn.ReLU), problem()
     forms = [
-        ml.tangential_baseline(model, inputs, basis=basis, n_starts=1, max_iter=40, stop_gradient=stop)
+        ml.tangential_baseline(
+            model, inputs, basis=basis, n_starts=1, max_iter=40, solver="gradient", stop_gradient=stop
+        )
         for stop in (True, False, None)
     ]
     for other in forms[1:]:
@@ -82,7 +85,9 @@ def test_on_a_smooth_network_the_full_form_follows_the_gradient():
     """It differs from the other, and is the one found when none is asked for."""
     model, (inputs, basis) = network(nn.Softplus), problem()
     stop, full, auto = (
-        ml.tangential_baseline(model, inputs, basis=basis, n_starts=1, max_iter=10, stop_gradient=form).history
+        ml.tangential_baseline(
+            model, inputs, basis=basis, n_starts=1, max_iter=10, solver="gradient", stop_gradient=form
+        ).history
         for form in (True, False, None)
     )
     assert (stop - full).abs().max() > 1e-6
@@ -92,13 +97,14 @@ def test_on_a_smooth_network_the_full_form_follows_the_gradient():
 # --- the search ---
 
 
+@pytest.mark.parametrize("solver", ["projection", "gradient"])
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Softplus])
-def test_it_aligns_and_reports_what_it_did(activation):
+def test_it_aligns_and_reports_what_it_did(activation, solver):
     model, (inputs, basis) = network(activation), problem()
-    found = ml.tangential_baseline(model, inputs, basis=basis, generator=seed())
+    found = ml.tangential_baseline(model, inputs, basis=basis, solver=solver, generator=seed())
     close(found.tangent_fraction, fraction(model, inputs, found.baselines, basis), 1e-9)
     assert found.tangent_fraction.mean() > 0.95
-    assert found.history.shape == (301, 6) and found.converged.dtype == torch.bool
+    assert found.history.shape == (201, 6) and found.converged.dtype == torch.bool
     start = fraction(model, inputs, torch.zeros_like(inputs), basis)
     assert (found.tangent_fraction >= start - 1e-3).all(), "never below the first start"
     attributions, delta = ml.integrated_gradients(
@@ -188,6 +194,7 @@ def test_a_start_at_the_input_does_no_harm():
         ("constraint", ""),
         *(("c", value) for value in (0, -1, 1.5, math.nan)),
         *(("learning_rate", value) for value in (0, -1, math.inf)),
+        ("solver", "newton"),
         ("clamp", (1.0, 0.0)),
         ("vae", object()),
     ],
@@ -196,6 +203,18 @@ def test_bad_settings_are_refused(argument, value):
     inputs, basis = problem()
     with pytest.raises(ValueError, match=argument):
         ml.tangential_baseline(smooth_model(), inputs, basis=basis, max_iter=1, **{argument: value})
+
+
+def test_projections_stay_at_a_fixed_point_of_a_linear_model():
+    """Of a linear model the affine space x − diag(w)⁻¹ T_x is reached, and not left."""
+    inputs, basis = problem()
+    weights = draw(D, seed=3)
+    weights = weights.sign() * (0.5 + weights.abs())
+    model = lambda x: x.flatten(1) @ weights  # noqa: E731
+    found = ml.tangential_baseline(model, inputs, basis=basis, n_starts=1, max_iter=200)
+    assert found.tangent_fraction.min() >= 0.99 and found.converged.all()
+    with pytest.raises(ValueError, match="solver"):
+        ml.tangential_baseline(model, inputs, basis=basis, constraint="change", solver="projection")
 
 
 def test_the_manifold_needs_a_vae_and_the_basis_must_fit():
