@@ -26,8 +26,23 @@ COLOURS = {
     "tangent share": _PALETTE[9],
     "Grad-CAM": _PALETTE[8],
     "random": _PALETTE[7],
+    "IG, zero": _PALETTE[4],
+    "IG, max. distance": _PALETTE[8],
+    "IG, uniform": _PALETTE[5],
+    "IG, Gaussian": _PALETTE[9],
+    "aligned IG": _PALETTE[2],
+    "aligned IG, random subspace": _PALETTE[6],
 }
-_DASHES = {"SmoothGrad": "--", "averaged gradient": "-.", "input × gradient": ":", "random": (0, (1, 1))}
+_DASHES = {
+    "SmoothGrad": "--",
+    "averaged gradient": "-.",
+    "input × gradient": ":",
+    "random": (0, (1, 1)),
+    "IG, max. distance": "--",
+    "IG, uniform": "-.",
+    "IG, Gaussian": ":",
+    "aligned IG, random subspace": "--",
+}
 DIVERGING = "RdBu_r"
 
 
