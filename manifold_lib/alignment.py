@@ -38,7 +38,7 @@ class Search(NamedTuple):
 def projection_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor, target: Tensor | None) -> Steps:
     """Fixed point of ``v ← v + h ⊘ (h² + λ²) ⊙ (P(h ⊙ v) − h ⊙ v)`` with λ = 0.3 · rms(h), per image.
 
-    The damped Newton step that makes h ⊙ v equal to its projection for the h at hand (§3.6 of the spec of paper 2).
+    The damped Newton step that makes h ⊙ v equal to its projection for the h at hand.
     It needs no derivative of h, and so does not jump about the kinks of a ReLU network as gradient steps do.
     """
     baselines = starts

@@ -8,9 +8,9 @@ from torch import Tensor
 from .adaptive import adaptive_integral
 from .checks import check_batch, check_choice, check_count, check_like, check_positive, warn_non_finite
 from .integrate import check_adaptive
-from .paths import column, straight_path
+from .paths import column, path_starts, straight_path
 from .quadrature import METHODS, mean_gradient, pairs, rule, summed_gradients
-from .scores import Model, chunk_size, left_as_found, resolve_target, score, score_gradient
+from .scores import Model, chunk_size, left_as_found, resolve_target, score, score_change, score_gradient
 
 
 def gradient(
@@ -159,9 +159,7 @@ def integrated_gradients(
         products = average * path.displacement.detach()
         delta = None
         if return_convergence_delta:
-            starts = path.at(slice(None), inputs.new_zeros(1))
-            change = score(model, inputs, classes, size) - score(model, starts, classes, size)
-            delta = products.flatten(1).sum(1) - change
+            delta = products.flatten(1).sum(1) - score_change(model, inputs, path_starts(path, size), classes, size)
     attributions = products if multiply_by_inputs else average
     warn_non_finite(attributions, "integrated_gradients")
     return attributions if delta is None else (attributions, delta)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .checks import check_batch, check_choice, check_like, check_map, warn_non_finite
 from .paths import column
-from .scores import Model, forward_chunk_size, left_as_found, resolve_target, score
+from .scores import Model, forward_chunk_size, left_as_found, resolve_target, score_change
 
 _LEAST_CHANGE = 0.05
 
@@ -86,7 +86,7 @@ def _sums(
     with left_as_found(model, inputs):
         size = forward_chunk_size(inputs, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
-        change = score(model, inputs, classes, size) - score(model, baselines, classes, size)
+        change = score_change(model, inputs, baselines, classes, size)
     flat = attributions.detach().flatten(1)
     return (flat.abs() if absolute else flat).sum(1), change
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import runtime
 from .checks import check_batch, check_choice, check_count, check_like, check_share, warn_non_finite
 from .paths import Path, column, polyline
-from .scores import Model, chunk_size, left_as_found, resolve_target, score, score_gradient
+from .scores import Model, chunk_size, left_as_found, resolve_target, score_change, score_gradient
 
 # weights of the gradients at the two ends of a segment
 _RULES = {"trapezoid": (0.5, 0.5), "left": (1.0, 0.0), "right": (0.0, 1.0)}
@@ -76,7 +76,7 @@ def guided_ig(
         rows = torch.arange(len(inputs) * n_pieces, device=inputs.device).split(size)
         bar = iter(runtime.progress_bar(range(len(rows) * n_steps), show=progress, desc="guided_ig"))
         for chunk in rows:
-            images, own = chunk // n_pieces, None
+            images = chunk // n_pieces
             own = None if classes is None else classes[images]
             starts, ends = _piece(inputs[images], baselines[images], chunk % n_pieces, n_pieces)
             total, x, gradient = torch.zeros_like(ends), starts, None
@@ -90,8 +90,7 @@ def guided_ig(
             attributions.index_add_(0, images, total)
         next(bar, None)
         if return_convergence_delta:
-            change = score(model, inputs, classes, size) - score(model, baselines, classes, size)
-            delta = attributions.flatten(1).sum(1) - change
+            delta = attributions.flatten(1).sum(1) - score_change(model, inputs, baselines, classes, size)
     warn_non_finite(attributions, "guided_ig")
     return attributions if delta is None else (attributions, delta)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .adaptive import Info, adaptive_integral
 from .checks import check_batch, check_choice, check_count, check_positive, warn_non_finite
-from .paths import Path, polyline
+from .paths import Path, path_starts, polyline
 from .quadrature import METHODS, count_nodes, line_integral
-from .scores import Model, chunk_size, left_as_found, module_of, resolve_target, score
+from .scores import Model, chunk_size, left_as_found, module_of, resolve_target, score_change
 
 
 def integrate(
@@ -93,7 +93,8 @@ def integrate(
             rule = {"method": method, "n_steps": n_steps or usual, "n_edges": n_edges}
             attributions = line_integral(model, path, classes, **rule, size=size, create_graph=create_graph)
             if return_info:
-                delta = attributions.detach().flatten(1).sum(1) - path_change(model, path, classes, size)
+                change = score_change(model, path.end, path_starts(path, size), classes, size)
+                delta = attributions.detach().flatten(1).sum(1) - change
                 info = Info(delta, torch.full_like(delta, count_nodes(**rule), dtype=torch.int64), None)
     warn_non_finite(attributions, "integrate")
     attributions = attributions if create_graph else attributions.detach()
@@ -107,14 +108,6 @@ def check_adaptive(tolerance: float, method: str, create_graph: bool = False) ->
         raise ValueError(f"method: got {method!r} with a tolerance, which goes by the trapezoid")
     if create_graph:
         raise ValueError("create_graph: cannot be combined with tolerance, whose choice of points has no gradient")
-
-
-def path_change(model: Model, path: Path, target: Tensor | None, size: int) -> Tensor:
-    """f(γ(1)) − f(γ(0)) of each path: (B,)."""
-    assert path.end is not None
-    with torch.no_grad():
-        starts = path.at(torch.arange(len(path.end), device=path.end.device), path.end.new_zeros(len(path.end)))
-    return score(model, path.end, target, size) - score(model, starts, target, size)
 
 
 def _own_gradients(path: Path, target: Tensor | None) -> Path:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .checks import check_batch, check_choice, check_count, check_like, warn_non_finite
-from .paths import Path, straight_path
+from .paths import Path, path_starts, straight_path
 from .quadrature import METHODS, line_integral
-from .scores import Model, chunk_size, left_as_found, resolve_target, score
+from .scores import Model, chunk_size, left_as_found, resolve_target, score_change
 from .tangent import check_mode
 
 _BRIDGE_STEPS = 16
@@ -65,14 +65,13 @@ def enhanced_ig(
         size = chunk_size(model, inputs, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         start, end = encode(vae, baselines, size), encode(vae, inputs, size)
-        curve = decoded_path(vae.decode, straight_path(end, start), inputs)
+        curve = decoded_path(vae.decode, straight_path(end, start), inputs, size)
         attributions = line_integral(model, curve, classes, method=method, n_steps=n_steps, size=size)
         if bridge:
             attributions += bridges(model, inputs, baselines, curve, classes, size)
         delta = None
         if return_convergence_delta:
-            change = score(model, inputs, classes, size) - score(model, baselines, classes, size)
-            delta = attributions.flatten(1).sum(1) - change
+            delta = attributions.flatten(1).sum(1) - score_change(model, inputs, baselines, classes, size)
     warn_non_finite(attributions, "enhanced_ig")
     return attributions if delta is None else (attributions, delta)
 
@@ -88,7 +87,7 @@ def encode(vae: Any, inputs: Tensor, size: int) -> Tensor:
     return check_batch(latents, "vae.encode(inputs)")
 
 
-def decoded_path(decode: Callable[[Tensor], Tensor], latent_path: Path, inputs: Tensor) -> Path:
+def decoded_path(decode: Callable[[Tensor], Tensor], latent_path: Path, inputs: Tensor, size: int) -> Path:
     """The image of a path through the latents: a path through inputs."""
     check_mode(decode)
 
@@ -96,7 +95,7 @@ def decoded_path(decode: Callable[[Tensor], Tensor], latent_path: Path, inputs: 
         return decode(latent_path.at(rows, t))
 
     with torch.no_grad():
-        end = decode(latent_path.end)
+        end = torch.cat([decode(chunk) for chunk in latent_path.end.split(size)])
     if end.shape != inputs.shape:
         raise ValueError(f"vae: decodes to shape {tuple(end.shape)}, wants {tuple(inputs.shape)} like inputs")
     return Path(at, end=end)
@@ -104,11 +103,8 @@ def decoded_path(decode: Callable[[Tensor], Tensor], latent_path: Path, inputs: 
 
 def bridges(model: Model, inputs: Tensor, baselines: Tensor, curve: Path, target: Tensor | None, size: int) -> Tensor:
     """Integrals along the straight lines from the baselines to the curve's starts and from its ends to the inputs."""
-    rows = torch.arange(len(inputs), device=inputs.device)
-    with torch.no_grad():
-        starts = torch.cat([curve.at(chunk, inputs.new_zeros(len(chunk))) for chunk in rows.split(size)])
     total = torch.zeros_like(inputs)
-    for first, last in ((baselines, starts), (curve.end, inputs)):
+    for first, last in ((baselines, path_starts(curve, size)), (curve.end, inputs)):
         line = straight_path(last, first)
         total += line_integral(model, line, target, method="trapezoid", n_steps=_BRIDGE_STEPS, size=size)
     return total

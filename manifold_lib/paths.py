@@ -68,6 +68,14 @@ def straight_path(inputs: Tensor, baselines: Tensor | float = 0.0) -> Path:
     return Path(at, displacement=displacement, end=inputs)
 
 
+def path_starts(path: Path, size: int) -> Tensor:
+    """γ(0) of each image, without a graph and ``size`` at a time, since a path may decode: (B, *shape)."""
+    assert path.end is not None
+    rows = torch.arange(len(path.end), device=path.end.device)
+    with torch.no_grad():
+        return torch.cat([path.at(chunk, path.end.new_zeros(len(chunk))) for chunk in rows.split(size)])
+
+
 def polyline(points: Tensor) -> Path:
     """The path through given points (B, T, *shape), T ≥ 2, at equal steps of t."""
     check_batch(points, "path", min_dim=3)

@@ -16,6 +16,7 @@ from torch import Tensor
 WIDTH = 7.0  # inches: a text-wide figure of a two-column paper
 
 _PALETTE = sns.color_palette("colorblind", 10)
+_DARK = sns.color_palette("dark", 10)  # for the baselines of Integrated Gradients
 COLOURS = {
     "gradient": _PALETTE[0],
     "SmoothGrad": _PALETTE[2],
@@ -26,12 +27,12 @@ COLOURS = {
     "tangent share": _PALETTE[9],
     "Grad-CAM": _PALETTE[8],
     "random": _PALETTE[7],
-    "IG, zero": _PALETTE[4],
-    "IG, max. distance": _PALETTE[8],
-    "IG, uniform": _PALETTE[5],
-    "IG, Gaussian": _PALETTE[9],
-    "aligned IG": _PALETTE[2],
-    "aligned IG, random subspace": _PALETTE[6],
+    "IG, zero": _DARK[4],
+    "IG, max. distance": _DARK[8],
+    "IG, uniform": _DARK[5],
+    "IG, Gaussian": _DARK[9],
+    "aligned IG": _DARK[3],
+    "aligned IG, random subspace": _DARK[6],
 }
 _DASHES = {
     "SmoothGrad": "--",

@@ -144,6 +144,11 @@ def score(model: Model, points: Tensor, target: Tensor | None, size: int) -> Ten
         )
 
 
+def score_change(model: Model, inputs: Tensor, baselines: Tensor, target: Tensor | None, size: int) -> Tensor:
+    """Δf = f(x) − f(x'), what a complete attribution sums to: (B,)."""
+    return score(model, inputs, target, size) - score(model, baselines, target, size)
+
+
 def score_gradient(
     model: Model,
     points: Tensor,

@@ -61,7 +61,7 @@ def tangential_baseline(
     internal_batch_size: int | None = None,
     progress: bool = False,
 ) -> TangentialBaseline:
-    """The baseline of each image from which Integrated Gradients lies most in its tangent space (paper 2, §3.6).
+    """The baseline of each image from which Integrated Gradients lies most in its tangent space (paper 2).
 
     Paper 2 names neither start, optimiser, rate nor iterations; these are ours.
 
