@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import manifold_lib as ml
 
 B, C, K, SHAPE = 3, 4, 2, (1, 3, 3)
+RULES = ["trapezoid", "left", "right", "midpoint", "gausslegendre"]
 D = math.prod(SHAPE)
 _generator = torch.Generator().manual_seed(0)
 WEIGHTS = torch.randn(C, D, generator=_generator)
@@ -378,10 +379,10 @@ def test_a_negative_or_infinite_number_is_refused(name, argument, value):
 
 
 @pytest.mark.parametrize("name", ["integrate", "integrated_gradients"])
-@given(method=st.text(max_size=12).filter(lambda m: m not in ("left", "right")))
+@given(method=st.text(max_size=12).filter(lambda m: m not in RULES))
 @settings(max_examples=10, deadline=None)
 def test_an_unknown_method_is_refused_with_the_known_ones(name, method):
-    refused(name, "method", ["trapezoid", "left", "right", "midpoint", "gausslegendre"], method=method)
+    refused(name, "method", RULES, method=method)
 
 
 @pytest.mark.parametrize(("k", "d"), [(-1, 9), (10, 9), (1, 0), (1.5, 9), (2, math.nan), (True, 9)])
