@@ -8,9 +8,10 @@ from torch import Tensor
 from .adaptive import adaptive_integral
 from .checks import check_batch, check_choice, check_count, check_like, check_positive, warn_non_finite
 from .integrate import check_adaptive
+from .passes import plan_passes
 from .paths import column, path_starts, straight_path
 from .quadrature import METHODS, mean_gradient, pairs, rule, summed_gradients
-from .scores import Model, chunk_size, left_as_found, resolve_target, score, score_change, score_gradient
+from .scores import Model, left_as_found, resolve_target, score, score_change, score_gradient
 
 
 def gradient(
@@ -36,7 +37,7 @@ def gradient(
     """
     check_batch(inputs)
     with left_as_found(model, inputs):
-        size = chunk_size(model, inputs, internal_batch_size)
+        model, size = plan_passes(model, inputs, len(inputs), internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         attributions = summed_gradients(
             model, lambda rows, _: inputs[rows], inputs.new_ones(1), inputs, classes, size=size
@@ -88,7 +89,7 @@ def smoothgrad(
     noise = torch.randn((n_samples, *inputs.shape[1:]), generator=generator, device=device, dtype=inputs.dtype)
     noise = stdevs * noise.to(inputs.device)
     with left_as_found(model, inputs):
-        size = chunk_size(model, inputs, internal_batch_size)
+        model, size = plan_passes(model, inputs, len(inputs) * n_samples, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         attributions = summed_gradients(
             model,
@@ -147,7 +148,7 @@ def integrated_gradients(
     path = straight_path(inputs, 0.0 if baselines is None else baselines)
     assert path.displacement is not None
     with left_as_found(model, inputs):
-        size = chunk_size(model, inputs, internal_batch_size)
+        model, size = plan_passes(model, inputs, len(inputs) * n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         if tolerance is None:
             nodes, weights = rule(method, n_steps, inputs)
@@ -204,7 +205,7 @@ def expected_gradients(
     inputs, references = inputs.detach(), references.detach()
     attributions, delta = torch.zeros_like(inputs), None
     with left_as_found(model, inputs):
-        size = chunk_size(model, inputs, internal_batch_size)
+        model, size = plan_passes(model, inputs, len(inputs) * n_samples, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         for rows, index in pairs(len(inputs), n_samples, size, inputs.device):
             starts = references[drawn[index]]

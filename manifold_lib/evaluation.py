@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .checks import check_batch, check_choice, check_like, check_map, warn_non_finite
+from .passes import plan_passes
 from .paths import column
-from .scores import Model, forward_chunk_size, left_as_found, resolve_target, score_change
+from .scores import Model, left_as_found, resolve_target, score_change
 
 _LEAST_CHANGE = 0.05
 
@@ -84,7 +85,7 @@ def _sums(
     check_map(attributions, inputs)
     baselines = check_like(baselines, inputs, "baselines")
     with left_as_found(model, inputs):
-        size = forward_chunk_size(inputs, internal_batch_size)
+        model, size = plan_passes(model, inputs, 2 * len(inputs), internal_batch_size, backward=False)
         classes = resolve_target(model, inputs, target, size)
         change = score_change(model, inputs, baselines, classes, size)
     flat = attributions.detach().flatten(1)
@@ -148,7 +149,8 @@ def insertion_deletion(
     kinds = ("insertion", "deletion") if curves == "both" else (curves,)
     found: dict[str, Tensor | None] = {"insertion": None, "deletion": None}
     with left_as_found(model, inputs), torch.no_grad():
-        size = forward_chunk_size(inputs, internal_batch_size)
+        n_points = len(inputs) * len(counts) * len(kinds)
+        model, size = plan_passes(model, inputs, n_points, internal_batch_size, backward=False)
         classes = resolve_target(model, inputs, target, size)
         if classes is None:
             raise ValueError("model: got scores (B,), wants logits (B, C)")

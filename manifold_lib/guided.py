@@ -14,8 +14,9 @@ from torch import Tensor
 
 from . import runtime
 from .checks import check_batch, check_choice, check_count, check_like, check_share, warn_non_finite
+from .passes import plan_passes
 from .paths import Path, column, polyline
-from .scores import Model, chunk_size, left_as_found, resolve_target, score_change, score_gradient
+from .scores import Model, left_as_found, resolve_target, score_change, score_gradient
 
 # weights of the gradients at the two ends of a segment
 _RULES = {"trapezoid": (0.5, 0.5), "left": (1.0, 0.0), "right": (0.0, 1.0)}
@@ -71,7 +72,7 @@ def guided_ig(
     attributions = torch.zeros_like(inputs)
     delta = None
     with left_as_found(model, inputs):
-        size = chunk_size(model, inputs, internal_batch_size)
+        model, size = plan_passes(model, inputs, len(inputs) * n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         rows = torch.arange(len(inputs) * n_pieces, device=inputs.device).split(size)
         bar = iter(runtime.progress_bar(range(len(rows) * n_steps), show=progress, desc="guided_ig"))
@@ -113,7 +114,7 @@ def guided_path(
     baselines = _check(inputs, baselines, n_steps, fraction, max_dist, 0)
     parts: list[tuple[Tensor, Tensor]] = []
     with left_as_found(model, inputs):
-        size = chunk_size(model, inputs, internal_batch_size)
+        model, size = plan_passes(model, inputs, len(inputs) * n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         for images in torch.arange(len(inputs), device=inputs.device).split(size):
             own = None if classes is None else classes[images]

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .adaptive import Info, adaptive_integral
 from .checks import check_batch, check_choice, check_count, check_positive, warn_non_finite
+from .passes import plan_passes
 from .paths import Path, path_starts, polyline
 from .quadrature import METHODS, count_nodes, line_integral
-from .scores import Model, chunk_size, left_as_found, module_of, resolve_target, score_change
+from .scores import Model, left_as_found, module_of, resolve_target, score_change
 
 
 def integrate(
@@ -82,7 +83,7 @@ def integrate(
     assert path.end is not None
     info = None
     with left_as_found(model, path.end):
-        size = chunk_size(model, path.end, internal_batch_size)
+        model, size = plan_passes(model, path.end, len(path.end) * (n_steps or usual), internal_batch_size)
         classes = resolve_target(model, path.end, target, size)
         path = _own_gradients(path, classes)
         if tolerance is not None:

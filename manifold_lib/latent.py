@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from .checks import check_batch, check_choice, check_count, check_like, warn_non_finite
+from .passes import plan_passes
 from .paths import Path, path_starts, straight_path
 from .quadrature import METHODS, line_integral
-from .scores import Model, chunk_size, left_as_found, resolve_target, score_change
+from .scores import Model, left_as_found, resolve_target, score_change
 from .tangent import check_mode
 
 _BRIDGE_STEPS = 16
@@ -62,7 +63,7 @@ def enhanced_ig(
     baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
     inputs = inputs.detach()
     with left_as_found(model, inputs):
-        size = chunk_size(model, inputs, internal_batch_size)
+        model, size = plan_passes(model, inputs, len(inputs) * n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         start, end = encode(vae, baselines, size), encode(vae, inputs, size)
         curve = decoded_path(vae.decode, straight_path(end, start), inputs, size)

@@ -1,4 +1,4 @@
-"""The user's model: its scores, their gradient, and how many points to push through at once.
+"""The user's model: its scores and their gradient.
 
 Nothing here converts, moves or keeps anything of the model; batch-norm buffers that a forward pass
 in train mode would change are put back.
@@ -14,15 +14,7 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from .checks import check_count
-
 Model = Callable[[Tensor], Tensor]
-
-# On a CPU the cache decides: 24 MiB of activations are some 50 points of the paper's LeNet.
-_CPU_BYTES, _CPU_POINTS = 24 * 2**20, 256
-_GPU_SHARE, _GPU_POINTS = 0.25, 8192
-_LEAST_POINTS = 16
-_CPU_FORWARD_POINTS, _GPU_FORWARD_POINTS = 64, 1024
 
 
 @contextlib.contextmanager
@@ -195,44 +187,3 @@ def check_differentiable(scores: Tensor) -> None:
     """Refuse scores that were detached from the inputs."""
     if not scores.requires_grad:
         raise ValueError("model: its scores do not depend on the inputs differentiably")
-
-
-def chunk_size(model: Model, inputs: Tensor, internal_batch_size: int | None = None) -> int:
-    """How many points to push through the model at once.
-
-    The user's ``internal_batch_size``, or what fits: the activations that a backward pass keeps are
-    measured on two and on three points (their difference leaves the weights out), and the chunk is
-    sized to stay in the cache of a CPU, or in a quarter of a GPU's free memory.
-    """
-    if internal_batch_size is not None:
-        return check_count(internal_batch_size, "internal_batch_size")
-    few = inputs.detach()[:1].expand(3, *inputs.shape[1:])
-    per_point = max(_saved_bytes(model, few) - _saved_bytes(model, few[:2]), 0)
-    # points, gradient, weighted sum and what makes them are alive as well
-    per_point += 5 * few[0].numel() * few.element_size()
-    budget, most = _CPU_BYTES, _CPU_POINTS
-    if inputs.device.type == "cuda":
-        cached = torch.cuda.memory_reserved(inputs.device) - torch.cuda.memory_allocated(inputs.device)
-        budget = int(_GPU_SHARE * (torch.cuda.mem_get_info(inputs.device)[0] + cached))
-        most = _GPU_POINTS
-    return min(max(budget // per_point, _LEAST_POINTS), most)
-
-
-def forward_chunk_size(inputs: Tensor, internal_batch_size: int | None = None) -> int:
-    """How many points to push through the model at once where no gradient is wanted."""
-    if internal_batch_size is not None:
-        return check_count(internal_batch_size, "internal_batch_size")
-    return _GPU_FORWARD_POINTS if inputs.device.type == "cuda" else _CPU_FORWARD_POINTS
-
-
-def _saved_bytes(model: Model, points: Tensor) -> int:
-    """Bytes of the distinct tensors that autograd keeps for one backward pass."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(points.clone().requires_grad_())
-    return sum(kept.values())

@@ -18,7 +18,8 @@ from .alignment import Search, Steps, gradient_steps, projection_steps
 from .attribution import integrated_gradients
 from .checks import check_batch, check_choice, check_count, check_positive, check_range, check_share
 from .latent import encode
-from .scores import Model, chunk_size, left_as_found, resolve_target, score_and_gradient
+from .passes import plan_passes
+from .scores import Model, left_as_found, resolve_target, score_and_gradient
 from .tangent import check_mode, flat_like, tangent_fraction
 
 _GOAL = 0.99
@@ -115,7 +116,7 @@ def tangential_baseline(
         raise ValueError(f"vae: got {vae!r} with constraint={constraint!r}, wants one for 'manifold' only")
     inputs = inputs.detach()
     with left_as_found(model, inputs):
-        size = chunk_size(model, inputs, internal_batch_size)
+        model, size = plan_passes(model, inputs, len(inputs) * n_steps * max_iter, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         if stop_gradient is None:
             stop_gradient = _is_piecewise_linear(model, inputs[:1], None if classes is None else classes[:1])
