@@ -17,7 +17,7 @@ _GPU_SHARE, _GPU_POINTS = 0.25, 8192
 _LEAST_POINTS = 16
 _CPU_FORWARD_POINTS, _GPU_FORWARD_POINTS = 64, 1024
 # fewer points than these are done before a trial has paid
-_WORTH_A_TRIAL = 32
+_WORTH_A_TRIAL = 48
 _TOLERANCE = 1e-3
 
 

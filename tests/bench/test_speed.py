@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from published import Tallied, tangent_space_by_pixel
+from published import Tallied, enhanced_ig_by_step, project_by_vector, tangent_space_by_pixel
 from torch import Tensor, nn
 
 import manifold_lib as ml
@@ -172,7 +172,8 @@ def test_smoothgrad_beside_captum(benchmark, rows, n_images: int) -> None:
 
 @pytest.mark.parametrize("n_steps", [50, 200])
 @pytest.mark.parametrize("n_images", [1, 16, 64])
-def test_guided_ig_beside_saliency(benchmark, rows, monkeypatch, n_images: int, n_steps: int) -> None:
+@pytest.mark.parametrize("name", ["LeNet", "tiny CNN"])
+def test_guided_ig_beside_saliency(benchmark, rows, monkeypatch, name: str, n_images: int, n_steps: int) -> None:
     saliency = pytest.importorskip("saliency.core")
     quantile = np.quantile
     monkeypatch.setattr(  # it asks for a keyword that NumPy no longer has
@@ -180,7 +181,7 @@ def test_guided_ig_beside_saliency(benchmark, rows, monkeypatch, n_images: int, 
         "quantile",
         lambda a, q, interpolation="linear", **more: quantile(a, q, **({"method": interpolation} | more)),
     )
-    model, inputs, target = problem(ml.lenet, n_images)
+    model, inputs, target = problem(MODELS[name], n_images)
 
     def gradient(points, call_model_args=None, expected_keys=None):
         x = torch.from_numpy(points).float().requires_grad_()
@@ -196,7 +197,7 @@ def test_guided_ig_beside_saliency(benchmark, rows, monkeypatch, n_images: int, 
         return ml.guided_ig(model, inputs, target, n_steps=n_steps, method="left")
 
     contestants = {"ours": ours, "saliency (one image, scaled)": released}
-    race(benchmark, rows, f"Guided IG {n_steps}, LeNet", n_images, contestants, saliency=n_images)
+    race(benchmark, rows, f"Guided IG {n_steps}, {name}", n_images, contestants, saliency=n_images)
 
 
 @pytest.mark.parametrize("n_images", [1, 16, 64])
@@ -256,6 +257,45 @@ def test_tangent_bases_beside_the_published_pattern(benchmark, rows, n_images: i
     race(benchmark, rows, "tangent bases, VAE 10 → 32×32", n_images, contestants, published=n_images)
 
 
+@pytest.mark.parametrize("n_images", [1, 16, 64])
+def test_projection_beside_the_published_pattern(benchmark, rows, n_images: int) -> None:
+    torch.manual_seed(0)
+    vae = ml.VAE().eval()
+    latents = torch.randn(n_images, 10, generator=torch.Generator().manual_seed(0))
+    vectors = torch.rand(n_images, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    jacobians, basis = ml.decoder_jacobian(vae.decode, latents), ml.tangent_basis(vae.decode, latents)
+
+    def published() -> Tensor:
+        return project_by_vector(vectors[0], jacobians[0])
+
+    def ours() -> Tensor:
+        return ml.project(vectors, basis)
+
+    agree(ours()[0].flatten().double(), published(), 1e-3)
+    contestants = {"ours": ours, "published (one image, basis anew, scaled)": published}
+    race(benchmark, rows, "projection, basis kept", n_images, contestants, published=n_images)
+
+
+@pytest.mark.parametrize("n_images", [1, 16, 64])
+def test_enhanced_ig_beside_the_published_pattern(benchmark, rows, n_images: int) -> None:
+    model, inputs, _ = problem(ml.tiny_cnn, n_images)
+    vae = ml.VAE().eval()
+    tallied = [Tallied(part) for part in (model, vae.encode, vae.decode)]
+
+    def published() -> Tensor:
+        return enhanced_ig_by_step(*tallied, inputs[0], 0 * inputs[0], n_points=51)
+
+    def ours() -> Tensor:
+        found = ml.enhanced_ig(model, inputs, None, vae=vae, n_steps=50, method="left", bridge=False)
+        assert isinstance(found, Tensor)
+        return found
+
+    agree(ours()[0], published(), 1e-3)
+    assert [(part.forwards, part.backwards) for part in tallied] == [(51, 50), (2, 0), (51, 0)]
+    contestants = {"ours": ours, "published (one image, scaled)": published}
+    race(benchmark, rows, "Enhanced IG 50, tiny CNN", n_images, contestants, published=n_images)
+
+
 def test_gradients_to_one_percent(benchmark, rows) -> None:
     """Evaluations, not time: the fewest steps at which the best fixed rule brings every image under 1 %."""
     from manifold_lib import zoo
@@ -266,11 +306,14 @@ def test_gradients_to_one_percent(benchmark, rows) -> None:
     scores = model(inputs).detach()
     change = (scores - model(0 * inputs).detach()).gather(1, scores.argmax(1, keepdim=True))[:, 0]
     bound = 0.01 * torch.maximum(change.abs(), 0.05 * (scores.amax(1) - scores.amin(1)))
+    n_gradients = int(info.n_gradients.sum())
+    task = {"task": "gradients to 1 %, LeNet", "B": 64}
+    rows.append(task | {"contestant": "ours", "n_gradients": n_gradients, "ratio": 1})
     for method in ("gausslegendre", "midpoint"):
         for n_steps in range(16, 129):
             delta = ml.integrate(model, path, method=method, n_steps=n_steps, return_info=True)[1].delta
             if (delta.abs() <= bound).all():
                 break
-        row = {"task": "gradients to 1 %, LeNet", "B": 64, "contestant": f"fixed {method}, n = {n_steps}"}
-        rows.append(row | {"ratio": 64 * n_steps / int(info.n_gradients.sum())})
+        row = task | {"contestant": f"fixed {method}, n = {n_steps}"}
+        rows.append(row | {"n_gradients": 64 * n_steps, "ratio": 64 * n_steps / n_gradients})
     assert info.converged.all()
