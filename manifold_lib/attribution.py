@@ -37,7 +37,7 @@ def gradient(
     """
     check_batch(inputs)
     with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, len(inputs), internal_batch_size)
+        model, size = plan_passes(model, inputs, 1, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         attributions = summed_gradients(
             model, lambda rows, _: inputs[rows], inputs.new_ones(1), inputs, classes, size=size
@@ -89,7 +89,7 @@ def smoothgrad(
     noise = torch.randn((n_samples, *inputs.shape[1:]), generator=generator, device=device, dtype=inputs.dtype)
     noise = stdevs * noise.to(inputs.device)
     with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, len(inputs) * n_samples, internal_batch_size)
+        model, size = plan_passes(model, inputs, n_samples, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         attributions = summed_gradients(
             model,
@@ -148,7 +148,7 @@ def integrated_gradients(
     path = straight_path(inputs, 0.0 if baselines is None else baselines)
     assert path.displacement is not None
     with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, len(inputs) * n_steps, internal_batch_size)
+        model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         if tolerance is None:
             nodes, weights = rule(method, n_steps, inputs)
@@ -205,7 +205,7 @@ def expected_gradients(
     inputs, references = inputs.detach(), references.detach()
     attributions, delta = torch.zeros_like(inputs), None
     with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, len(inputs) * n_samples, internal_batch_size)
+        model, size = plan_passes(model, inputs, n_samples, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         for rows, index in pairs(len(inputs), n_samples, size, inputs.device):
             starts = references[drawn[index]]

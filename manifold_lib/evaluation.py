@@ -85,7 +85,7 @@ def _sums(
     check_map(attributions, inputs)
     baselines = check_like(baselines, inputs, "baselines")
     with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, 2 * len(inputs), internal_batch_size, backward=False)
+        model, size = plan_passes(model, inputs, 2, internal_batch_size, backward=False)
         classes = resolve_target(model, inputs, target, size)
         change = score_change(model, inputs, baselines, classes, size)
     flat = attributions.detach().flatten(1)
@@ -149,8 +149,8 @@ def insertion_deletion(
     kinds = ("insertion", "deletion") if curves == "both" else (curves,)
     found: dict[str, Tensor | None] = {"insertion": None, "deletion": None}
     with left_as_found(model, inputs), torch.no_grad():
-        n_points = len(inputs) * len(counts) * len(kinds)
-        model, size = plan_passes(model, inputs, n_points, internal_batch_size, backward=False)
+        n_per_image = len(counts) * len(kinds)
+        model, size = plan_passes(model, inputs, n_per_image, internal_batch_size, backward=False)
         classes = resolve_target(model, inputs, target, size)
         if classes is None:
             raise ValueError("model: got scores (B,), wants logits (B, C)")

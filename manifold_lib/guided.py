@@ -72,7 +72,7 @@ def guided_ig(
     attributions = torch.zeros_like(inputs)
     delta = None
     with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, len(inputs) * n_steps, internal_batch_size)
+        model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         rows = torch.arange(len(inputs) * n_pieces, device=inputs.device).split(size)
         bar = iter(runtime.progress_bar(range(len(rows) * n_steps), show=progress, desc="guided_ig"))
@@ -114,7 +114,7 @@ def guided_path(
     baselines = _check(inputs, baselines, n_steps, fraction, max_dist, 0)
     parts: list[tuple[Tensor, Tensor]] = []
     with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, len(inputs) * n_steps, internal_batch_size)
+        model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         for images in torch.arange(len(inputs), device=inputs.device).split(size):
             own = None if classes is None else classes[images]

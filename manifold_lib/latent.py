@@ -63,7 +63,7 @@ def enhanced_ig(
     baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
     inputs = inputs.detach()
     with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, len(inputs) * n_steps, internal_batch_size)
+        model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         start, end = encode(vae, baselines, size), encode(vae, inputs, size)
         curve = decoded_path(vae.decode, straight_path(end, start), inputs, size)

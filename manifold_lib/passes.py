@@ -16,8 +16,8 @@ _CPU_BYTES, _CPU_POINTS = 32 * 2**20, 256
 _GPU_SHARE, _GPU_POINTS = 0.25, 8192
 _LEAST_POINTS = 16
 _CPU_FORWARD_POINTS, _GPU_FORWARD_POINTS = 64, 1024
-# fewer points than these are done before a trial has paid
-_WORTH_A_TRIAL = 48
+# with fewer points of an image a trial does not pay; a rule by the whole batch would make rounding depend on it
+_WORTH_A_TRIAL = 8
 _TOLERANCE = 1e-3
 
 
@@ -31,7 +31,7 @@ class _Trial(NamedTuple):
 def plan_passes(
     model: Model,
     inputs: Tensor,
-    n_points: int,
+    n_per_image: int,
     internal_batch_size: int | None = None,
     *,
     backward: bool = True,
@@ -45,8 +45,8 @@ def plan_passes(
 
     Parameters
     ----------
-    n_points : int
-        Points that will go through in all; trials are made only where they pay.
+    n_per_image : int
+        Points of each image that will go through; trials are made only where they pay.
     internal_batch_size : int, optional
         The user's own number of points, instead of one that fits.
     backward : bool
@@ -55,9 +55,12 @@ def plan_passes(
     size = None if internal_batch_size is None else check_count(internal_batch_size, "internal_batch_size")
     if size is None and not backward:
         size = _GPU_FORWARD_POINTS if inputs.device.type == "cuda" else _CPU_FORWARD_POINTS
+    if size is None and len(inputs) * n_per_image <= _LEAST_POINTS:
+        size = _LEAST_POINTS
     orderable = inputs.device.type == "cpu" and inputs.dtype == torch.float32 and inputs.ndim == 4
-    if n_points < _WORTH_A_TRIAL or (size is not None and not orderable):
-        return model, _LEAST_POINTS if size is None else size
+    orderable &= n_per_image >= _WORTH_A_TRIAL
+    if size is not None and not orderable:
+        return model, size
     most = 3 if internal_batch_size is None else internal_batch_size
     fewer, more = (inputs.detach()[:1].expand(min(n, most), *inputs.shape[1:]) for n in (2, 3))
     first = _try(model, fewer, backward)

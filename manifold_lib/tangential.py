@@ -116,7 +116,7 @@ def tangential_baseline(
         raise ValueError(f"vae: got {vae!r} with constraint={constraint!r}, wants one for 'manifold' only")
     inputs = inputs.detach()
     with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, len(inputs) * n_steps * max_iter, internal_batch_size)
+        model, size = plan_passes(model, inputs, n_steps * max_iter, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         if stop_gradient is None:
             stop_gradient = _is_piecewise_linear(model, inputs[:1], None if classes is None else classes[:1])
