@@ -5,12 +5,15 @@ from .adaptive import Info
 from .attacks import pgd
 from .attribution import expected_gradients, gradient, input_x_gradient, integrated_gradients, smoothgrad
 from .classifiers import PatchNet, labeller, lenet, small_vgg, tiny_cnn
+from .curves import curve_energy, curve_length, resample
 from .evaluation import Curves, cancellation_ratio, completeness_error, insertion_deletion
 from .generated import Samples, sample_generated
+from .geodesics import Geodesic, geodesic
 from .guided import guided_ig, guided_path
 from .integrate import integrate
-from .latent import enhanced_ig
+from .latent import enhanced_ig, manifold_ig
 from .matrix_free import project_matrix_free
+from .metric import exp_map, log_map, magnification_factor, pullback_metric
 from .metrics import total_variation
 from .paths import Path, polyline, straight_path
 from .roar import remove_top, retrain
@@ -31,6 +34,7 @@ __all__ = [
     "VAE",
     "Autoencoder",
     "Curves",
+    "Geodesic",
     "Info",
     "PatchNet",
     "Path",
@@ -41,9 +45,13 @@ __all__ = [
     "beta_tcvae_loss",
     "cancellation_ratio",
     "completeness_error",
+    "curve_energy",
+    "curve_length",
     "decoder_jacobian",
     "enhanced_ig",
+    "exp_map",
     "expected_gradients",
+    "geodesic",
     "gradient",
     "guided_ig",
     "guided_path",
@@ -53,14 +61,19 @@ __all__ = [
     "integrated_gradients",
     "labeller",
     "lenet",
+    "log_map",
+    "magnification_factor",
+    "manifold_ig",
     "orthonormal_columns",
     "pgd",
     "polyline",
     "project",
     "project_matrix_free",
+    "pullback_metric",
     "random_fraction",
     "remove_top",
     "render_shapes",
+    "resample",
     "retrain",
     "sample_generated",
     "sample_shapes",

@@ -102,7 +102,12 @@ def plot_images(images: Tensor, titles: Sequence[str] | None = None, *, n_column
 
 
 def plot_maps(
-    rows: Mapping[str, Tensor], *, images: str = "image", titles: Sequence[str] | None = None, clip: float = 0.005
+    rows: Mapping[str, Tensor],
+    *,
+    images: str | Sequence[str] = "image",
+    titles: Sequence[str] | None = None,
+    notes: Mapping[str, Sequence[str]] | None = None,
+    clip: float = 0.005,
 ) -> Figure:
     """A grid: one row of images, then rows of attribution maps, all on one diverging scale.
 
@@ -112,11 +117,14 @@ def plot_maps(
     Parameters
     ----------
     rows : mapping
-        Label -> (N, C, H, W); the row named by ``images`` is shown in grey or colour.
+        Label -> (N, C, H, W); the rows named by ``images`` are shown in grey or colour.
     titles : sequence of str, optional
         One for each column.
+    notes : mapping, optional
+        Label -> a few characters for the corner of each map of that row.
     """
-    maps = {name: _unit_norm(values).sum(1, keepdim=True) for name, values in rows.items() if name != images}
+    pictures = (images,) if isinstance(images, str) else tuple(images)
+    maps = {name: _unit_norm(values).sum(1, keepdim=True) for name, values in rows.items() if name not in pictures}
     pooled = np.concatenate([values.abs().flatten().cpu().numpy() for values in maps.values()])
     limit = float(np.quantile(pooled, 1 - clip))
     n_columns = len(next(iter(rows.values())))
@@ -125,11 +133,13 @@ def plot_maps(
     drawn = None
     for line, (name, values) in zip(axes, rows.items(), strict=True):
         for axis, value in zip(line, maps.get(name, values), strict=True):
-            if name == images:
+            if name in pictures:
                 axis.imshow(_pixels(value), cmap="gray_r", vmin=0, vmax=1)
             else:
                 drawn = axis.imshow(_pixels(value), cmap=DIVERGING, vmin=-limit, vmax=limit)
             _bare(axis)
+        for axis, note in zip(line, (notes or {}).get(name, ()), strict=False):
+            axis.text(0.97, 0.03, note, transform=axis.transAxes, ha="right", va="bottom", fontsize=6.5)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     for axis, title in zip(axes[0], titles or [], strict=False):
         axis.set_title(title, fontsize=6.5, pad=3)

@@ -78,6 +78,43 @@ FUNCTIONS = {
             **{"n_steps": lambda: 3, "vae": lambda: VAE},
         },
     ),
+    "manifold_ig": (
+        ml.manifold_ig,
+        {
+            **{"model": lambda: model, "inputs": inputs, "target": lambda: 1, "baselines": inputs},
+            **{"n_steps": lambda: 3, "max_iter": lambda: 0, "vae": lambda: VAE},
+        },
+    ),
+    "geodesic": (
+        ml.geodesic,
+        {
+            **{"decoder": lambda: decoder, "start": lambda: normal(B, K), "end": lambda: -normal(B, K)},
+            **{"n_steps": lambda: 3},
+        },
+    ),
+    **{
+        name: (getattr(ml, name), {"decoder": lambda: decoder, "points": lambda: normal(B, 4, K)})
+        for name in ("curve_energy", "curve_length")
+    },
+    "resample": (
+        ml.resample,
+        {"decoder": lambda: decoder, "points": lambda: normal(B, 4, K), "n_steps": lambda: 3},
+    ),
+    **{
+        name: (getattr(ml, name), {"decoder": lambda: decoder, "latents": lambda: normal(B, K)})
+        for name in ("pullback_metric", "magnification_factor")
+    },
+    "exp_map": (
+        ml.exp_map,
+        {
+            **{"decoder": lambda: decoder, "latents": lambda: normal(B, K), "velocities": lambda: normal(B, K)},
+            **{"n_steps": lambda: 2},
+        },
+    ),
+    "log_map": (
+        ml.log_map,
+        {"decoder": lambda: decoder, "start": lambda: normal(B, K), "end": lambda: -normal(B, K)},
+    ),
     "expected_gradients": (
         ml.expected_gradients,
         {

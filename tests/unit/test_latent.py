@@ -128,3 +128,93 @@ def test_samples_are_shared_by_the_images_and_counted():
 def test_references_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"references.*\(6, 1, 4, 5\)"):
         ml.expected_gradients(smooth_model(), draw(2, 1, 4, 4), references=draw(6, 1, 4, 5))
+
+
+# --- Manifold IG ----
+
+
+@pytest.mark.parametrize("n_steps", [8, 20])
+def test_no_iterations_are_enhanced_ig(n_steps):
+    model, vae, inputs = smooth_model(), Curved(), draw(3, 1, 4, 4)
+    found = ml.manifold_ig(model, inputs, vae=vae, n_steps=n_steps, max_iter=0)
+    close(found, ml.enhanced_ig(model, inputs, vae=vae, n_steps=n_steps), 1e-10)
+
+
+def test_on_the_identity_and_on_linear_decoders_it_is_ig():
+    model, inputs = smooth_model(), draw(3, 1, 4, 4)
+    found = ml.manifold_ig(model, inputs, vae=Identity())
+    close(found, ml.integrated_gradients(model, inputs, n_steps=20, method="trapezoid"), 1e-8)
+
+    class Turn:
+        turn = torch.linalg.qr(draw(16, 16, seed=4)).Q
+
+        def encode(self, x):
+            return x.flatten(1) @ self.turn
+
+        def decode(self, z):
+            return (z @ self.turn.T).view(-1, 1, 4, 4)
+
+    close(ml.manifold_ig(model, inputs, vae=Turn()), found, 1e-8)
+
+
+def test_manifold_ig_is_complete_and_converges_with_its_steps():
+    model, vae, inputs = smooth_model(), Curved(), draw(4, 1, 4, 4)
+    errors = []
+    for n_steps in (16, 32, 64):
+        _, delta = ml.manifold_ig(model, inputs, 1, vae=vae, n_steps=n_steps, return_convergence_delta=True)
+        errors.append(delta.abs().max())
+    change = (model(inputs) - model(0 * inputs))[:, 1].abs().clamp_min(0.05)
+    assert (delta.abs() < 1e-2 * change).all()  # the bridges have 16 segments whatever n_steps
+    bare = [
+        ml.manifold_ig(model, inputs, 1, vae=vae, n_steps=n, bridge=False).flatten(1).sum(1) for n in (16, 32, 64, 512)
+    ]
+    gaps = [(total - bare[-1]).abs().max() for total in bare[:3]]
+    assert gaps[0] / gaps[1] > 2.5
+    assert gaps[1] / gaps[2] > 2.5
+
+
+def test_the_published_sum_stays_wrong_however_many_steps():
+    """Chord times mean gradient: no line integral on a curved path (and a path that ends short of the input)."""
+    model, vae, inputs = smooth_model(), Curved(), 2 * draw(4, 1, 4, 4)
+    ends = [vae.decode(vae.encode(x)) for x in (inputs, 0 * inputs)]
+    change = (model(ends[0]) - model(ends[1]))[:, 1].detach()
+    gaps = {}
+    for published in (True, False):
+        gaps[published] = [
+            (ml.manifold_ig(model, inputs, 1, vae=vae, n_steps=n, bridge=False, published=published) - 0)
+            .flatten(1)
+            .sum(1)
+            .sub(change)
+            .abs()
+            .mean()
+            for n in (32, 256)
+        ]
+    assert gaps[True][1] > 0.3 * gaps[True][0]
+    assert gaps[True][1] > 20 * gaps[False][1]
+
+
+def test_the_published_sum_is_the_chord_times_the_mean_gradient():
+    model, vae, inputs = smooth_model(), Curved(), draw(2, 1, 4, 4)
+    found = ml.manifold_ig(model, inputs, 1, vae=vae, n_steps=10, max_iter=0, published=True)
+    start, end = vae.encode(0 * inputs), vae.encode(inputs)
+    points = torch.stack([vae.decode(start + i / 10 * (end - start)) for i in range(10)]).detach()
+    slopes = torch.stack([ml.gradient(model, p, 1) for p in points])
+    close(found, (points[-1] - points[0]) * slopes.mean(0), 1e-8)
+
+
+def test_where_every_frame_has_a_constant_pixel_its_attribution_is_zero():
+    model, inputs = smooth_model(), draw(3, 1, 4, 4)
+
+    class Masked(Curved):
+        def decode(self, z):
+            return super().decode(z) * (torch.arange(16) != 5).view(1, 4, 4)
+
+    found = ml.manifold_ig(model, inputs, vae=Masked(), bridge=False)
+    assert not found.flatten(1)[:, 5].any()
+    assert found.flatten(1)[:, 6].all()
+
+
+def test_reversal_of_manifold_ig_flips_its_sign():
+    model, vae, inputs, other = smooth_model(), Curved(), draw(3, 1, 4, 4), draw(3, 1, 4, 4, seed=3)
+    forth = ml.manifold_ig(model, inputs, 1, vae=vae, baselines=other, max_iter=0)
+    close(forth, -ml.manifold_ig(model, other, 1, vae=vae, baselines=inputs, max_iter=0), 1e-9)

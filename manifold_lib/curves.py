@@ -1,0 +1,129 @@
+"""Curves in a latent space, seen through a decoder: energy, length, and points at constant decoded speed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.interpolate import CubicSpline
+from torch import Tensor
+
+from .checks import check_batch, check_count
+from .paths import Path
+from .tangent import Decoder, check_mode
+
+# Images decoded at once: on a CPU more would leave the cache.
+_CPU_IMAGES, _GPU_IMAGES = 256, 8192
+
+
+def curve_energy(decoder: Decoder, points: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
+    """Discrete energy ½ n Σ_i ‖g(z_{i+1}) − g(z_i)‖² of curves of n segments (paper 3, eq. 2; Shao et al. 2018).
+
+    At least ½ length², and equal to it at constant decoded speed.
+
+    Parameters
+    ----------
+    decoder : callable
+        (B, *latent) -> (B, *shape).
+    points : Tensor
+        (B, T, *latent), T = n + 1 of at least 2, at equal steps of time.
+    internal_batch_size : int, optional
+        Images decoded at once.
+
+    Returns
+    -------
+    Tensor
+        (B,), in squared output units.
+    """
+    steps = decoded_steps(decoder, points, internal_batch_size)
+    return steps.square().sum(1) * steps.shape[1] / 2
+
+
+def curve_length(decoder: Decoder, points: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
+    """Length Σ_i ‖g(z_{i+1}) − g(z_i)‖ of the decoded polyline, in output units: (B, T, *latent) -> (B,)."""
+    return decoded_steps(decoder, points, internal_batch_size).sum(1)
+
+
+def decoded_steps(decoder: Decoder, points: Tensor, internal_batch_size: int | None = None) -> Tensor:
+    """‖g(z_{i+1}) − g(z_i)‖ of each segment, some curves at a time: (B, T, *latent) -> (B, T − 1)."""
+    check_curves(points)
+    check_mode(decoder)
+    rows = curves_at_once(points, internal_batch_size)
+    with torch.no_grad():
+        return torch.cat([decode_curves(decoder, part).diff(dim=1).norm(dim=2) for part in points.split(rows)])
+
+
+def decode_curves(decoder: Decoder, points: Tensor) -> Tensor:
+    """Images of all points, flat: (B, T, *latent) -> (B, T, D)."""
+    images = decoder(points.flatten(0, 1))
+    if images.ndim < 2 or len(images) != points.shape[0] * points.shape[1]:
+        raise ValueError(f"decoder: got output {tuple(images.shape)}, wants ({len(points.flatten(0, 1))}, *shape)")
+    return images.flatten(1).unflatten(0, points.shape[:2])
+
+
+def check_curves(points: Tensor) -> Tensor:
+    """Refuse what is no batch of curves of two points or more."""
+    check_batch(points, "points", min_dim=3)
+    if points.shape[1] < 2:
+        raise ValueError(f"points: got shape {tuple(points.shape)}, wants (B, T, *latent) with T of at least 2")
+    return points
+
+
+def curves_at_once(points: Tensor, internal_batch_size: int | None) -> int:
+    """How many curves of this many points to decode at once."""
+    if internal_batch_size is None:
+        internal_batch_size = _GPU_IMAGES if points.device.type == "cuda" else _CPU_IMAGES
+    return max(check_count(internal_batch_size, "internal_batch_size") // points.shape[1], 1)
+
+
+def resample(decoder: Decoder, points: Tensor, n_steps: int, *, internal_batch_size: int | None = None) -> Tensor:
+    """Points of the same curves, n_steps + 1 of them, at constant decoded speed: (B, n_steps + 1, *latent).
+
+    The curve between the given points is a cubic spline in time, its time the decoded arc length. The ends are exact.
+    """
+    check_count(n_steps, "n_steps")
+    steps = decoded_steps(decoder, points, internal_batch_size)
+    arc = torch.cat([steps.new_zeros(len(steps), 1), steps.cumsum(1)], 1)
+    wanted = torch.linspace(0, 1, n_steps + 1, device=points.device, dtype=points.dtype) * arc[:, -1:]
+    # the time at which each wanted arc length is reached, linear between points
+    edge = (torch.searchsorted(arc, wanted.contiguous(), right=True) - 1).clamp(0, steps.shape[1] - 1)
+    share = (wanted - arc.gather(1, edge)) / steps.gather(1, edge).clamp_min(torch.finfo(steps.dtype).tiny)
+    times = (edge + share.clamp(0, 1)) / steps.shape[1]
+    found = spline_points(points, times)
+    found[:, 0], found[:, -1] = points[:, 0], points[:, -1]
+    return found
+
+
+def spline_path(points: Tensor) -> Path:
+    """The path in latents whose points at equal steps of time are given: (B, T, *latent)."""
+    check_curves(points)
+
+    def at(rows: Tensor, t: Tensor) -> Tensor:
+        return spline_points(points[rows], t[:, None]).squeeze(1)
+
+    return Path(at, end=points[:, -1])
+
+
+def spline_points(points: Tensor, times: Tensor) -> Tensor:
+    """Cubic splines through points at equal steps of time: (B, T, *latent) at times (B, N) -> (B, N, *latent)."""
+    n_edges = points.shape[1] - 1
+    flat = points.flatten(2)
+    slopes = torch.einsum("ts,bsd->btd", _slopes(n_edges).to(flat), flat)
+    position = times * n_edges
+    edge = position.detach().floor().long().clamp(0, n_edges - 1)
+    u = (position - edge)[..., None]
+    pick = edge[..., None].expand(-1, -1, flat.shape[2])
+    start, stop = flat.gather(1, pick), flat.gather(1, pick + 1)
+    leaving, arriving = slopes.gather(1, pick), slopes.gather(1, pick + 1)
+    # Hermite form, with time in units of a segment
+    found = start + u * leaving + u**2 * (3 * (stop - start) - 2 * leaving - arriving)
+    found = found + u**3 * (2 * (start - stop) + leaving + arriving)
+    return found.unflatten(2, points.shape[2:])
+
+
+def _slopes(n_edges: int) -> Tensor:
+    """The matrix that takes values at equal steps to the slopes of their cubic spline, per segment: (T, T)."""
+    values = np.eye(n_edges + 1)
+    if n_edges < 3:  # a parabola, or a line
+        return torch.from_numpy(np.gradient(values, axis=0, edge_order=min(n_edges, 2)))
+    times = np.arange(n_edges + 1)
+    return torch.from_numpy(CubicSpline(times, values, bc_type="not-a-knot")(times, 1))

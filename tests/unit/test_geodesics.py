@@ -1,0 +1,272 @@
+"""Latent geodesics: closed forms on surfaces, invariances, and the gradient of the energy."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from helpers import draw, seeded
+from scipy.integrate import solve_bvp
+from torch import Tensor, nn
+
+import manifold_lib as ml
+from manifold_lib import curves, geodesics, metric
+
+
+def sphere(z: Tensor) -> Tensor:
+    """Colatitude and longitude -> the unit sphere."""
+    theta, phi = z[:, 0], z[:, 1]
+    return torch.stack([theta.sin() * phi.cos(), theta.sin() * phi.sin(), theta.cos()], 1)
+
+
+def torus(z: Tensor) -> Tensor:
+    """Angles around the hole (radius 2) and around the tube (radius 1)."""
+    ring = 2 + z[:, 1].cos()
+    return torch.stack([ring * z[:, 0].cos(), ring * z[:, 0].sin(), z[:, 1].sin()], 1)
+
+
+def image_decoder(k: int = 4, seed: int = 0) -> nn.Module:
+    layers = (nn.Linear(k, 32), nn.SiLU(), nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 48), nn.Sigmoid())
+    return seeded(nn.Sequential(*layers, nn.Unflatten(1, (3, 4, 4))), seed).double()
+
+
+def pair(*ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    start, end = torch.tensor(ends, dtype=torch.float64)
+    return start[None], end[None]
+
+
+def great_circle(start: Tensor, end: Tensor, n_steps: int) -> Tensor:
+    a, b = sphere(start)[0], sphere(end)[0]
+    angle = (a @ b).acos()
+    t = torch.linspace(0, 1, n_steps + 1, dtype=a.dtype)[:, None]
+    return (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()
+
+
+# --- surfaces ----
+
+
+@pytest.mark.parametrize("n_steps", [8, 16, 32, 64, 128])
+def test_the_sphere_gives_great_circles(n_steps: int) -> None:
+    start, end = pair((0.5, 0.0), (0.7, 2.2))
+    found = ml.geodesic(sphere, start, end, n_steps=n_steps, tolerance=1e-8, max_iter=100)
+    angle = 1.0593355
+    assert found.converged.all()
+    assert found.iterations.item() <= 60
+    assert found.length.item() == pytest.approx(2 * n_steps * math.sin(angle / 2 / n_steps), rel=1e-5)
+    assert (sphere(found.points[0]) - great_circle(start, end, n_steps)).norm(dim=1).max() < 1e-2
+
+
+def test_the_defaults_come_within_a_thousandth() -> None:
+    start, end = pair((0.5, 0.0), (0.7, 2.2))
+    assert ml.geodesic(sphere, start, end, n_steps=32).length.item() == pytest.approx(1.0593355, rel=1e-3)
+
+
+def test_iterations_do_not_grow_with_the_points() -> None:
+    start, end = pair((0.5, 0.0), (0.7, 2.2))
+    counts = [ml.geodesic(sphere, start, end, n_steps=n, tolerance=1e-6).iterations.item() for n in (16, 32, 64, 128)]
+    assert max(counts) <= 60
+    assert counts[-1] <= counts[0] + 15
+
+
+@pytest.mark.parametrize(
+    ("ends", "length"),
+    [
+        (((0.3, -1.0), (0.3, 1.2)), 2.2),  # a meridian: once around part of the tube
+        (((-0.4, 0.0), (0.5, 0.0)), 3 * 0.9),  # the outer equator
+    ],
+    ids=["meridian", "equator"],
+)
+def test_meridians_and_equators_of_a_torus(ends: tuple, length: float) -> None:
+    start, end = pair(*ends)
+    found = ml.geodesic(torus, start, end, n_steps=32)
+    assert found.length.item() == pytest.approx(length, rel=1e-3)
+    assert found.converged.all()
+
+
+def test_the_speed_is_constant_at_the_optimum() -> None:
+    start, end = pair((0.5, 0.0), (0.7, 2.2))
+    found = ml.geodesic(sphere, start, end, n_steps=32, tolerance=1e-10, max_iter=200)
+    steps = sphere(found.points[0]).diff(dim=0).norm(dim=1)
+    assert steps.std() / steps.mean() < 1e-3
+    assert (2 * found.energy - found.length**2).abs().max() < 1e-6
+
+
+def test_it_agrees_with_an_ode_solver() -> None:
+    """SciPy's boundary-value solver on the geodesic equation, for a smooth decoder of two latents."""
+    decoder = image_decoder(2)
+    start, end = draw(1, 2, seed=3), draw(1, 2, seed=4)
+
+    def equation(t: np.ndarray, y: np.ndarray) -> np.ndarray:
+        z, v = torch.from_numpy(y.T.copy()).split(2, dim=1)
+        return np.concatenate([y[2:], metric.acceleration(decoder, z, v).detach().numpy().T])
+
+    def ends(first: np.ndarray, last: np.ndarray) -> np.ndarray:
+        return np.concatenate([first[:2] - start[0].numpy(), last[:2] - end[0].numpy()])
+
+    t = np.linspace(0, 1, 33)
+    line = start.numpy().T + t * (end - start).numpy().T
+    oracle = solve_bvp(equation, ends, t, np.concatenate([line, np.tile((end - start).numpy().T, 33)]), tol=1e-6)
+    assert oracle.success
+    expected = torch.from_numpy(oracle.sol(t)[:2].T.copy())
+    found = ml.geodesic(decoder, start, end, n_steps=32, tolerance=1e-9, max_iter=200)
+    span = (end - start).norm()
+    assert (found.points[0] - expected).norm(dim=1).max() < 0.01 * span
+    assert found.length.item() == pytest.approx(ml.curve_length(decoder, expected[None]).item(), rel=1e-3)
+
+
+# --- laws ----
+
+
+def test_a_linear_decoder_returns_the_straight_line_at_once() -> None:
+    matrix = draw(5, 9)
+    start, end = draw(4, 5, seed=1), draw(4, 5, seed=2)
+    found = ml.geodesic(lambda z: z @ matrix, start, end)
+    line = torch.stack([start + i / 16 * (end - start) for i in range(17)], 1)
+    torch.testing.assert_close(found.points, line, rtol=0, atol=1e-10)
+    assert found.converged.all()
+
+
+def test_the_energy_never_rises_and_the_ends_stay() -> None:
+    decoder, start, end = image_decoder(), draw(6, 4, seed=1), draw(6, 4, seed=2)
+    energies = []
+    for max_iter in (0, 2, 5, 10, 20, 40):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            found = ml.geodesic(decoder, start, end, max_iter=max_iter, tolerance=1e-9)
+        energies.append(found.energy)
+        assert torch.equal(found.points[:, 0], start)
+        assert torch.equal(found.points[:, -1], end)
+    assert (torch.stack(energies).diff(dim=0) <= 1e-9).all()
+    assert (energies[-1] < energies[0]).all()
+
+
+def test_reversal_and_affine_reparametrisation() -> None:
+    decoder, start, end = image_decoder(), draw(3, 4, seed=1), draw(3, 4, seed=2)
+    options = {"tolerance": 1e-10, "max_iter": 300}
+    forth = ml.geodesic(decoder, start, end, **options)
+    back = ml.geodesic(decoder, end, start, **options)
+    torch.testing.assert_close(forth.points, back.points.flip(1), rtol=0, atol=1e-3)
+    turn, shift = draw(4, 4, seed=5) + 2 * torch.eye(4, dtype=torch.float64), draw(4, seed=6)
+    inverse = torch.linalg.inv(turn)
+    other = ml.geodesic(
+        lambda y: decoder(y @ turn + shift), (start - shift) @ inverse, (end - shift) @ inverse, **options
+    )
+    torch.testing.assert_close(other.points @ turn + shift, forth.points, rtol=0, atol=1e-3)
+    torch.testing.assert_close(other.energy, forth.energy, rtol=1e-6, atol=0)
+
+
+def test_a_batch_is_its_curves_one_by_one() -> None:
+    decoder, start, end = image_decoder(), draw(5, 4, seed=1), draw(5, 4, seed=2)
+    whole = ml.geodesic(decoder, start, end)
+    for i in range(5):
+        single = ml.geodesic(decoder, start[i : i + 1], end[i : i + 1])
+        torch.testing.assert_close(single.points[0], whole.points[i], rtol=0, atol=1e-6)
+        assert single.iterations[0] == whole.iterations[i]
+    chunked = ml.geodesic(decoder, start, end, internal_batch_size=20)
+    torch.testing.assert_close(chunked.points, whole.points, rtol=0, atol=1e-6)
+
+
+def test_the_gradient_is_that_of_the_energy() -> None:
+    decoder = image_decoder()
+    base = draw(2, 7, 4)
+    knots = geodesics._knots(6, None, base)
+    offset = draw(2, 5, 4, seed=9).requires_grad_()
+    points = base + torch.nn.functional.pad(offset, (0, 0, 1, 1))
+    images = decoder(points.flatten(0, 1)).flatten(1).view(2, 7, -1)
+    energy = 3 * images.diff(dim=1).square().sum((1, 2))
+    (expected,) = torch.autograd.grad(energy.sum(), offset)
+    value, found = geodesics._energy_and_gradient(decoder, base, knots, offset.detach())
+    torch.testing.assert_close(value, energy.detach(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(ml.curve_energy(decoder, points), energy.detach())
+
+
+def test_a_spline_curve_comes_close_with_few_knots() -> None:
+    decoder, start, end = image_decoder(), draw(4, 4, seed=1), draw(4, 4, seed=2)
+    free = ml.geodesic(decoder, start, end, n_steps=32, tolerance=1e-7, max_iter=200)
+    spline = ml.geodesic(decoder, start, end, n_steps=32, n_knots=6, tolerance=1e-7, max_iter=200)
+    assert (spline.energy >= free.energy * (1 - 1e-4)).all()
+    assert (spline.energy <= free.energy * 1.005).all()
+
+
+def test_identical_ends_stay_where_they_are() -> None:
+    z = draw(2, 4)
+    found = ml.geodesic(image_decoder(), z, z)
+    assert found.converged.all()
+    torch.testing.assert_close(found.points, z[:, None].expand_as(found.points))
+
+
+def test_a_decoder_that_gives_nan_is_named() -> None:
+    with pytest.raises(ValueError, match=r"decoder: got NaN .* curves \[1\]"):
+        ml.geodesic(lambda z: z.log(), torch.ones(2, 3), torch.tensor([[2.0, 2, 2], [-1.0, 2, 2]]))
+
+
+def test_what_has_not_converged_is_flagged_and_warned_once() -> None:
+    start, end = pair((0.5, 0.0), (0.7, 2.2))
+    with pytest.warns(RuntimeWarning, match="1 of 1 curves had not converged") as caught:
+        found = ml.geodesic(sphere, start, end, max_iter=3, tolerance=1e-9)
+    assert len(caught) == 1
+    assert not found.converged.any()
+
+
+# --- metric, exponential and logarithm ----
+
+
+def test_metric_and_magnification_of_the_sphere() -> None:
+    z = torch.tensor([[0.5, 0.3], [1.2, -2.0]], dtype=torch.float64)
+    expected = torch.diag_embed(torch.stack([torch.ones(2, dtype=z.dtype), z[:, 0].sin() ** 2], 1))
+    torch.testing.assert_close(ml.pullback_metric(sphere, z), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(ml.magnification_factor(sphere, z), z[:, 0].sin(), rtol=1e-12, atol=0)
+
+
+def test_magnification_keeps_small_factors() -> None:
+    """det(JᵀJ) = 1e-20 in float32 is lost if JᵀJ is formed."""
+    matrix = torch.tensor([[1.0, 1.0], [0.0, 1e-5], [0.0, 0.0]])
+    found = ml.magnification_factor(lambda z: z @ matrix.T, torch.zeros(1, 2))
+    assert found.item() == pytest.approx(1e-5, rel=1e-4)
+
+
+def test_exp_map_walks_great_circles_and_log_map_comes_back() -> None:
+    start, end = pair((0.5, 0.0), (0.7, 2.2))
+    velocity = ml.log_map(sphere, start, end, n_steps=64)
+    speed = torch.einsum("bi,bij,bj->b", velocity, ml.pullback_metric(sphere, start), velocity).sqrt()
+    assert speed.item() == pytest.approx(1.0593355, rel=2e-3)
+    torch.testing.assert_close(ml.exp_map(sphere, start, velocity, n_steps=64), end, rtol=0, atol=1e-2)
+
+
+def test_exp_map_keeps_the_speed() -> None:
+    decoder, z, v = image_decoder(2), draw(3, 2, seed=1), draw(3, 2, seed=2)
+    speeds = []
+    for t in (0.0, 0.5, 1.0):
+        here, ahead = (ml.exp_map(decoder, z, s * v, n_steps=64) for s in (t, t + 1e-4))
+        speeds.append((decoder(ahead) - decoder(here)).flatten(1).norm(dim=1) / 1e-4)
+    torch.testing.assert_close(speeds[0], speeds[2], rtol=1e-3, atol=0)
+
+
+# --- curves ----
+
+
+def test_resampling_gives_constant_speed_and_keeps_the_curve() -> None:
+    times = torch.linspace(0, 1, 65, dtype=torch.float64) ** 2
+    z = torch.stack([0.5 + 0.2 * times, 2.2 * times], 1)[None]
+    even = ml.resample(sphere, z, 32)
+    steps = sphere(even[0]).diff(dim=0).norm(dim=1)
+    assert steps.std() / steps.mean() < 0.01
+    assert torch.equal(even[:, 0], z[:, 0])
+    assert torch.equal(even[:, -1], z[:, -1])
+    torch.testing.assert_close(even[0, :, 0], 0.5 + 0.2 * even[0, :, 1] / 2.2, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_points", [2, 3, 4, 9])
+def test_splines_pass_through_their_points_and_reproduce_parabolas(n_points: int) -> None:
+    t = torch.linspace(0, 1, n_points, dtype=torch.float64)
+    values = torch.stack([t, 3 * t**2 - t], 1)[None]
+    fine = torch.linspace(0, 1, 33, dtype=torch.float64)[None]
+    torch.testing.assert_close(curves.spline_points(values, t[None]), values)
+    found = curves.spline_points(values, fine)
+    torch.testing.assert_close(found[0, :, 0], fine[0], rtol=0, atol=1e-12)
+    if n_points > 3:
+        torch.testing.assert_close(found[0, :, 1], 3 * fine[0] ** 2 - fine[0], rtol=0, atol=1e-12)
