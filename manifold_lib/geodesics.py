@@ -1,9 +1,8 @@
 """Geodesics of the pullback metric JᵀJ of a decoder: batched curves of least energy between latents.
 
 The energy of a discrete curve needs one decode of its points, and its gradient one backward pass; the metric itself
-is never integrated. The descent is preconditioned by the energy's own Hessian for a metric that does not change along
-the curve, K ⊗ M with K the second difference in time and M the mean JᵀJ: so the number of iterations depends neither
-on the number of points nor on the scale of the latents, and a linear decoder needs none.
+is never integrated. The descent is preconditioned (:mod:`manifold_lib.hessian`), so that the number of iterations
+depends neither on the number of points nor on the scale of the latents, and a linear decoder needs none.
 """
 
 from __future__ import annotations
@@ -17,14 +16,11 @@ from torch import Tensor
 from . import runtime
 from .checks import check_batch, check_count, check_like, check_positive
 from .curves import curve_energy, curve_length, curves_at_once, decode_curves, resample, spline_points
-from .scores import jvp
-from .tangent import Decoder, check_mode, decoder_jacobian
+from .hessian import Preconditioner
+from .tangent import Decoder, check_mode
 
 _COARSEST = 4
-_METRIC_NODES = 5
-_RIDGE = 1e-3
-# of the metric's matrix; with more latents one number for each curve stands for it
-_MOST_LATENTS = 256
+_RENEWAL = 8  # iterations after which the Hessian is taken anew
 _SMALLEST_STEP = 2.0**-12
 
 
@@ -145,7 +141,7 @@ def _descend(
     offset = base.new_zeros(n_curves, m, base[0, 0].numel())
     if not m or not max_iter:
         return base, iterations, torch.full((n_curves,), not m, device=base.device)
-    precondition = _Preconditioner(decoder, base, knots)
+    precondition = Preconditioner(decoder, base, knots)
     everything = torch.arange(n_curves, device=base.device)
     energy, gradient = _energy_and_gradient(decoder, base, knots, offset)
     iterations += 1
@@ -180,6 +176,9 @@ def _descend(
         along = _dot(new_gradient, direction[taken])
         ahead = slope[taken] / (slope[taken] - along)  # where the slope vanishes, in steps
         step[taken] = a * torch.where(along > slope[taken], ahead, 2.0).clamp(0.5, 2.0)
+        due = (iterations[taken] % _RENEWAL == 0).nonzero().squeeze(1)
+        if precondition.worth_renewing and len(due):
+            precondition.renew(taken[due], _curve(base[taken[due]], knots, trial[accepted][due]))
         pulled = precondition(new_gradient, taken)
         conjugate = (_dot(new_gradient, pulled) - _dot(gradient[taken], pulled)) / decrement[taken]
         towards = -pulled + conjugate.clamp_min(0)[:, None, None] * direction[taken]
@@ -191,39 +190,6 @@ def _descend(
         quiet[taken] = torch.where(energy[taken] - new_energy < tolerance * energy[taken], quiet[taken] + 1, 0)
         offset[taken], energy[taken], gradient[taken] = trial[accepted], new_energy, new_gradient
         converged[taken] = (decrement[taken] <= tolerance * new_energy + rounding[taken]) | (quiet[taken] >= 3)
-
-
-class _Preconditioner:
-    """(K ⊗ M)⁻¹: K the second difference in time on the knots, M the mean of JᵀJ along each curve."""
-
-    def __init__(self, decoder: Decoder, curves: Tensor, knots: Tensor) -> None:
-        n_steps, n_latents = curves.shape[1] - 1, curves[0, 0].numel()
-        difference = knots.diff(dim=0)
-        self.inverse = torch.linalg.inv(n_steps * difference.T @ difference)
-        nodes = torch.linspace(0, n_steps, min(_METRIC_NODES, n_steps + 1)).round().long().tolist()
-        tiny = torch.finfo(curves.dtype).tiny
-        self.scale, self.factor = curves.new_zeros(len(curves)), None
-        if n_latents > _MOST_LATENTS:
-            generator = torch.Generator().manual_seed(0)
-            for node in nodes:
-                probe = torch.randn(curves[:1, 0].shape, generator=generator).to(curves).expand_as(curves[:, 0])
-                stretch = jvp(decoder, curves[:, node], probe)[1].flatten(1).square().sum(1)
-                self.scale += stretch / (len(nodes) * n_latents)
-            self.scale.clamp_min_(tiny)
-            return
-        metric = curves.new_zeros(len(curves), n_latents, n_latents)
-        for node in nodes:
-            jacobian = decoder_jacobian(decoder, curves[:, node])
-            metric += jacobian.mT @ jacobian / len(nodes)
-        ridge = _RIDGE * metric.diagonal(dim1=1, dim2=2).mean(1).clamp_min(tiny)
-        identity = torch.eye(n_latents, dtype=metric.dtype, device=metric.device)
-        self.factor = torch.linalg.cholesky(metric + ridge[:, None, None] * identity)
-
-    def __call__(self, gradient: Tensor, rows: Tensor) -> Tensor:
-        smooth = self.inverse @ gradient
-        if self.factor is None:
-            return smooth / self.scale[rows, None, None]
-        return torch.cholesky_solve(smooth.mT, self.factor[rows]).mT
 
 
 def _energy_and_gradient(decoder: Decoder, base: Tensor, knots: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,86 @@
+"""Preconditioners of the latent curve energy: what its Hessian is for a decoder that is straight between steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .scores import jvp
+from .tangent import Decoder, decoder_jacobian
+
+# With more latents than these a Jacobian at each point, or at a few points, costs more than the passes it saves.
+_MOST_FOR_ALL_POINTS, _MOST_FOR_SOME = 16, 128
+_SOME_POINTS = 5
+_RIDGE = 3e-3
+
+
+class Preconditioner:
+    """An approximate inverse Hessian of ½ n Σ ‖g(z_{i+1}) − g(z_i)‖² in the knots of some curves.
+
+    With few latents the Gauss–Newton Hessian, from the Jacobian at each point, worth renewing as the curve moves. With
+    more, K ⊗ M: the second difference in time, which makes the number of iterations independent of that of the points,
+    and the mean JᵀJ of a few points; with many latents M is its mean stretch, one number.
+
+    Parameters
+    ----------
+    curves : Tensor
+        (b, n + 1, *latent).
+    knots : Tensor
+        (n + 1, m), how the points follow the knots.
+    """
+
+    def __init__(self, decoder: Decoder, curves: Tensor, knots: Tensor) -> None:
+        self.decoder, self.knots = decoder, knots
+        self.worth_renewing = curves[0, 0].numel() <= _MOST_FOR_ALL_POINTS
+        if self.worth_renewing:
+            self.factor = gauss_newton(decoder, curves, knots)
+            return
+        difference = knots.diff(dim=0)
+        self.smoothing = torch.linalg.inv(len(difference) * difference.T @ difference)
+        self.factor = _mean_metric(decoder, curves)
+
+    def renew(self, rows: Tensor, curves: Tensor) -> None:
+        """Take the Hessian of these rows at where they are now."""
+        self.factor[rows] = gauss_newton(self.decoder, curves, self.knots)
+
+    def __call__(self, gradient: Tensor, rows: Tensor) -> Tensor:
+        """The preconditioned gradient of these rows: (b, m, K)."""
+        if self.worth_renewing:
+            return torch.cholesky_solve(gradient.flatten(1)[:, :, None], self.factor[rows]).view_as(gradient)
+        return torch.cholesky_solve((self.smoothing @ gradient).mT, self.factor[rows]).mT
+
+
+def gauss_newton(decoder: Decoder, curves: Tensor, knots: Tensor) -> Tensor:
+    """Cholesky factor of n Σ_i (J_{i+1} δ_{i+1} − J_i δ_i)², block-tridiagonal in the points: (b, m·K, m·K)."""
+    n_curves, n_points = curves.shape[:2]
+    jacobians = decoder_jacobian(decoder, curves.flatten(0, 1)).unflatten(0, (n_curves, n_points))
+    same = torch.einsum("bidk,bidl->bikl", jacobians, jacobians)
+    mixed = torch.einsum("bidk,bidl->bikl", jacobians[:, :-1], jacobians[:, 1:])
+    twice = torch.cat([same[:, :1], 2 * same[:, 1:-1], same[:, -1:]], 1)
+    hessian = torch.einsum("im,ip,bikl->bmkpl", knots, knots, twice)
+    across = torch.einsum("im,ip,bikl->bmkpl", knots[:-1], knots[1:], mixed)
+    hessian = (n_points - 1) * (hessian - across - across.permute(0, 3, 4, 1, 2))
+    return _factor(hessian.flatten(1, 2).flatten(2, 3))
+
+
+def _mean_metric(decoder: Decoder, curves: Tensor) -> Tensor:
+    """Cholesky factor of the mean JᵀJ at a few points of each curve, or of its mean stretch: (b, K, K)."""
+    n_latents = curves[0, 0].numel()
+    points = torch.linspace(0, curves.shape[1] - 1, min(_SOME_POINTS, curves.shape[1])).round().long().tolist()
+    metric = curves.new_zeros(len(curves), n_latents, n_latents)
+    generator = torch.Generator().manual_seed(0)
+    for point in points:
+        if n_latents <= _MOST_FOR_SOME:
+            jacobian = decoder_jacobian(decoder, curves[:, point])
+            metric += jacobian.mT @ jacobian / len(points)
+        else:
+            probe = torch.randn(curves[:1, 0].shape, generator=generator).to(curves).expand_as(curves[:, 0])
+            stretch = jvp(decoder, curves[:, point].clone(), probe)[1].flatten(1).square().sum(1)
+            metric.diagonal(dim1=1, dim2=2).add_(stretch[:, None] / (len(points) * n_latents))
+    return _factor(metric)
+
+
+def _factor(matrices: Tensor) -> Tensor:
+    diagonal = matrices.diagonal(dim1=1, dim2=2)
+    ridge = _RIDGE * diagonal.mean(1, keepdim=True).clamp_min(torch.finfo(matrices.dtype).tiny)
+    return torch.linalg.cholesky(matrices + torch.diag_embed(ridge.expand_as(diagonal)))
