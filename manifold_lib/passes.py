@@ -18,6 +18,7 @@ _LEAST_POINTS = 16
 _CPU_FORWARD_POINTS, _GPU_FORWARD_POINTS = 64, 1024
 # with fewer points of an image a trial does not pay; a rule by the whole batch would make rounding depend on it
 _WORTH_A_TRIAL = 8
+_WORTH_A_FORWARD_TRIAL = 128  # of the whole batch: rounding moves no score that matters
 _TOLERANCE = 1e-3
 
 
@@ -58,7 +59,7 @@ def plan_passes(
     if size is None and len(inputs) * n_per_image <= _LEAST_POINTS:
         size = _LEAST_POINTS
     orderable = inputs.device.type == "cpu" and inputs.dtype == torch.float32 and inputs.ndim == 4
-    orderable &= n_per_image >= _WORTH_A_TRIAL
+    orderable &= n_per_image >= _WORTH_A_TRIAL if backward else len(inputs) * n_per_image >= _WORTH_A_FORWARD_TRIAL
     if size is not None and not orderable:
         return model, size
     most = 3 if internal_batch_size is None else internal_batch_size
