@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import weakref
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checks import check_count
-from .scores import Model
+from .scores import Model, module_of
 
 # On a CPU the cache decides: 32 MiB of activations are some 70 points of the paper's LeNet.
 _CPU_BYTES, _CPU_POINTS = 32 * 2**20, 256
@@ -18,7 +20,6 @@ _LEAST_POINTS = 16
 _CPU_FORWARD_POINTS, _GPU_FORWARD_POINTS = 64, 1024
 # with fewer points of an image a trial does not pay; a rule by the whole batch would make rounding depend on it
 _WORTH_A_TRIAL = 8
-_WORTH_A_FORWARD_TRIAL = 128  # of the whole batch: rounding moves no score that matters
 _TOLERANCE = 1e-3
 
 
@@ -27,6 +28,17 @@ class _Trial(NamedTuple):
 
     results: list[Tensor | None]
     n_bytes: int
+
+
+class _Finding(NamedTuple):
+    """What the trials of a model came to: whether it takes channels-last points, and the bytes for each."""
+
+    takes_order: bool
+    bytes_per_point: int
+
+
+# Trials cost as much as five points, a fifth of the time for one image, so a module's findings stay as long as it does.
+_FINDINGS: weakref.WeakKeyDictionary[nn.Module, dict[tuple, _Finding]] = weakref.WeakKeyDictionary()
 
 
 def plan_passes(
@@ -47,7 +59,7 @@ def plan_passes(
     Parameters
     ----------
     n_per_image : int
-        Points of each image that will go through; trials are made only where they pay.
+        Points of each image that will go through; trials are made only where they pay, and once for each module.
     internal_batch_size : int, optional
         The user's own number of points, instead of one that fits.
     backward : bool
@@ -59,22 +71,37 @@ def plan_passes(
     if size is None and len(inputs) * n_per_image <= _LEAST_POINTS:
         size = _LEAST_POINTS
     orderable = inputs.device.type == "cpu" and inputs.dtype == torch.float32 and inputs.ndim == 4
-    orderable &= n_per_image >= _WORTH_A_TRIAL if backward else len(inputs) * n_per_image >= _WORTH_A_FORWARD_TRIAL
+    orderable &= n_per_image >= _WORTH_A_TRIAL
     if size is not None and not orderable:
         return model, size
-    most = 3 if internal_batch_size is None else internal_batch_size
-    fewer, more = (inputs.detach()[:1].expand(min(n, most), *inputs.shape[1:]) for n in (2, 3))
-    first = _try(model, fewer, backward)
-    if orderable:
+    finding = _examine(model, inputs, orderable, backward, 3 if internal_batch_size is None else internal_batch_size)
+    if finding.takes_order:
         _keep_freed_memory()
-        ordered = _channels_last(model)
-        try:
-            second = _try(ordered, more, backward)
-        except RuntimeError:
-            second = _Trial([], 0)
-        if _agree(first.results, second.results):
-            return ordered, size or _fitting(inputs, second.n_bytes - first.n_bytes)
-    return model, size or _fitting(inputs, _try(model, more, backward).n_bytes - first.n_bytes)
+        model = _channels_last(model)
+    return model, size or _fitting(inputs, finding.bytes_per_point)
+
+
+def _examine(model: Model, inputs: Tensor, orderable: bool, backward: bool, most: int) -> _Finding:
+    """Try a few points, at most ``most`` at once; what a module showed before holds while its parts are the same."""
+    module = module_of(model)
+    known = {} if module is None else _FINDINGS.setdefault(module, {})
+    parts = () if module is None else tuple((type(part), part.training) for part in module.modules())
+    case = (getattr(model, "__func__", None), parts, inputs.shape[1:], inputs.dtype, inputs.device)
+    case += (orderable, backward, min(most, 3))
+    if case in known:
+        return known[case]
+    fewer, more = (inputs.detach()[:1].expand(min(n, most), *inputs.shape[1:]) for n in (2, 3))
+    first, second, takes_order = _try(model, fewer, backward), None, False
+    if orderable:
+        with contextlib.suppress(RuntimeError):
+            second = _try(_channels_last(model), more, backward)
+            takes_order = _agree(first.results, second.results)
+    if second is None or not takes_order:
+        second = _try(model, more, backward)
+    finding = _Finding(takes_order, second.n_bytes - first.n_bytes)
+    if all(result is not None and result.isfinite().all() for result in first.results):
+        known[case] = finding  # a damaged image says nothing of the next one
+    return finding
 
 
 def _fitting(inputs: Tensor, bytes_per_point: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from helpers import conv_model, draw, seeded, smooth_model
 from torch import Tensor, nn
 
 import manifold_lib as ml
+from manifold_lib import passes
 from manifold_lib.passes import plan_passes
 
 
@@ -97,6 +99,27 @@ def test_a_few_points_are_not_worth_a_trial() -> None:
     model.register_forward_hook(lambda *_: calls.append(1))
     ordered, size = plan_passes(model, images(), 4)
     assert (ordered, size, calls) == (model, 16, [])
+
+
+def test_a_module_is_tried_once_and_again_when_it_changes() -> None:
+    counts = []
+    model = pooled()
+    model.register_forward_hook(lambda module, got, out: counts.append(len(out)))
+
+    def n_tried(module: nn.Module, some: Tensor) -> int:
+        counts.clear()
+        plan_passes(module, some, 50)
+        return sum(counts)
+
+    assert n_tried(model, torch.full((1, 1, 16, 16), torch.nan)) > 0  # says nothing of the next image
+    assert n_tried(model, images()) > 0
+    assert n_tried(model, images(64)) == 0
+    model[2] = nn.AvgPool2d(2)
+    assert n_tried(model, images()) > 0
+    n_modules = len(passes._FINDINGS)
+    del model
+    gc.collect()
+    assert len(passes._FINDINGS) < n_modules
 
 
 def test_the_order_depends_on_no_batch() -> None:
