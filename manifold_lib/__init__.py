@@ -4,7 +4,8 @@ from . import baselines
 from .adaptive import Info
 from .attacks import pgd
 from .attribution import expected_gradients, gradient, input_x_gradient, integrated_gradients, smoothgrad
-from .classifiers import PatchNet, labeller, lenet, small_vgg, tiny_cnn
+from .attribution_attacks import Attack, attribution_attack
+from .classifiers import PatchNet, labeller, lenet, small_inception, small_resnet, small_vgg, tiny_cnn
 from .curves import curve_energy, curve_length, resample
 from .evaluation import Curves, cancellation_ratio, completeness_error, insertion_deletion
 from .generated import Samples, sample_generated
@@ -14,7 +15,7 @@ from .integrate import integrate
 from .latent import enhanced_ig, manifold_ig
 from .matrix_free import project_matrix_free
 from .metric import exp_map, log_map, magnification_factor, pullback_metric
-from .metrics import total_variation
+from .metrics import map_mse, pearson, relevance, spearman, ssim, top_k, total_variation
 from .paths import Path, polyline, straight_path
 from .roar import remove_top, retrain
 from .shapes import ShapeSamples, render_shapes, sample_shapes, shape_decoder
@@ -28,11 +29,13 @@ from .tangent import (
     tangent_share,
 )
 from .tangential import TangentialBaseline, tangential_baseline, tangential_ig
-from .vae import VAE, Autoencoder, beta_tcvae_loss
+from .vae import VAE, Autoencoder, ConvVAE, beta_tcvae_loss, elbo_loss
 
 __all__ = [
     "VAE",
+    "Attack",
     "Autoencoder",
+    "ConvVAE",
     "Curves",
     "Geodesic",
     "Info",
@@ -41,6 +44,7 @@ __all__ = [
     "Samples",
     "ShapeSamples",
     "TangentialBaseline",
+    "attribution_attack",
     "baselines",
     "beta_tcvae_loss",
     "cancellation_ratio",
@@ -48,6 +52,7 @@ __all__ = [
     "curve_energy",
     "curve_length",
     "decoder_jacobian",
+    "elbo_loss",
     "enhanced_ig",
     "exp_map",
     "expected_gradients",
@@ -64,13 +69,16 @@ __all__ = [
     "log_map",
     "magnification_factor",
     "manifold_ig",
+    "map_mse",
     "orthonormal_columns",
+    "pearson",
     "pgd",
     "polyline",
     "project",
     "project_matrix_free",
     "pullback_metric",
     "random_fraction",
+    "relevance",
     "remove_top",
     "render_shapes",
     "resample",
@@ -78,8 +86,12 @@ __all__ = [
     "sample_generated",
     "sample_shapes",
     "shape_decoder",
+    "small_inception",
+    "small_resnet",
     "small_vgg",
     "smoothgrad",
+    "spearman",
+    "ssim",
     "straight_path",
     "tangent_basis",
     "tangent_fraction",
@@ -87,5 +99,6 @@ __all__ = [
     "tangential_baseline",
     "tangential_ig",
     "tiny_cnn",
+    "top_k",
     "total_variation",
 ]

@@ -58,7 +58,7 @@ def pgd(
     check_choice(norm_scope, "norm_scope", ("sample", "batch"))
     check_count(n_steps, "n_steps")
     check_range(clamp, "clamp")
-    radius = _radius(eps, inputs, norm_scope)
+    radius = radius_of(eps, inputs, norm_scope)
     share = 2.5 / n_steps if step_size is None else check_positive(step_size, "step_size")
     if norm_scope == "batch" and norm != "l2":
         raise ValueError("norm_scope: 'batch' is defined for norm='l2' only")
@@ -71,22 +71,22 @@ def pgd(
         delta = torch.zeros_like(inputs)
         if generator is not None:
             noise = torch.randn(inputs.shape, generator=generator, device=generator.device, dtype=inputs.dtype)
-            delta = _ascent_direction(noise.to(inputs.device), norm, norm_scope) * radius / 2
+            delta = ascent_direction(noise.to(inputs.device), norm, norm_scope) * radius / 2
         for _ in range(n_steps):
             points = (inputs + delta).requires_grad_()
             with torch.enable_grad():
                 loss = F.cross_entropy(model(points), labels, reduction="sum")
                 check_differentiable(loss)
             (gradient,) = torch.autograd.grad(loss, points, materialize_grads=True)
-            delta = delta + share * radius * _ascent_direction(gradient, norm, norm_scope)
-            delta = _into_ball(delta, radius, norm, norm_scope)
+            delta = delta + share * radius * ascent_direction(gradient, norm, norm_scope)
+            delta = into_ball(delta, radius, norm, norm_scope)
             if clamp is not None:
                 delta = (inputs + delta).clamp(*clamp) - inputs
     # once more, since adding the difference rounds
     return inputs + delta if clamp is None else (inputs + delta).clamp(*clamp)
 
 
-def _radius(eps: float | Tensor, inputs: Tensor, norm_scope: str) -> Tensor:
+def radius_of(eps: float | Tensor, inputs: Tensor, norm_scope: str) -> Tensor:
     """``eps`` as a tensor that broadcasts over (B, *shape)."""
     ones = (1,) * (inputs.ndim - 1)
     if isinstance(eps, Tensor) and eps.ndim > 0:
@@ -107,12 +107,12 @@ def _length(vectors: Tensor, norm_scope: str) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=dims, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
 
 
-def _ascent_direction(gradient: Tensor, norm: str, norm_scope: str) -> Tensor:
+def ascent_direction(gradient: Tensor, norm: str, norm_scope: str) -> Tensor:
     """Steepest ascent of unit norm."""
     return gradient.sign() if norm == "linf" else gradient / _length(gradient, norm_scope)
 
 
-def _into_ball(delta: Tensor, radius: Tensor, norm: str, norm_scope: str) -> Tensor:
+def into_ball(delta: Tensor, radius: Tensor, norm: str, norm_scope: str) -> Tensor:
     if norm == "linf":
         return torch.minimum(torch.maximum(delta, -radius), radius)
     return delta * (radius / _length(delta, norm_scope)).clamp_max(1)

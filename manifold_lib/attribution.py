@@ -15,7 +15,12 @@ from .scores import Model, left_as_found, resolve_target, score, score_change, s
 
 
 def gradient(
-    model: Model, inputs: Tensor, target: int | Tensor | None = None, *, internal_batch_size: int | None = None
+    model: Model,
+    inputs: Tensor,
+    target: int | Tensor | None = None,
+    *,
+    internal_batch_size: int | None = None,
+    create_graph: bool = False,
 ) -> Tensor:
     """∂f/∂x, signed, of the logit.
 
@@ -29,6 +34,8 @@ def gradient(
         Class explained, for all or for each image (B,); None means the predicted class.
     internal_batch_size : int, optional
         Images per pass through the model.
+    create_graph : bool
+        Keep the graph, to differentiate the attribution itself, as attacks on it do.
 
     Returns
     -------
@@ -40,17 +47,29 @@ def gradient(
         model, size = plan_passes(model, inputs, 1, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         attributions = summed_gradients(
-            model, lambda rows, _: inputs[rows], inputs.new_ones(1), inputs, classes, size=size
+            model,
+            lambda rows, _: inputs[rows],
+            inputs.new_ones(1),
+            inputs,
+            classes,
+            size=size,
+            create_graph=create_graph,
         )
     warn_non_finite(attributions, "gradient")
     return attributions
 
 
 def input_x_gradient(
-    model: Model, inputs: Tensor, target: int | Tensor | None = None, *, internal_batch_size: int | None = None
+    model: Model,
+    inputs: Tensor,
+    target: int | Tensor | None = None,
+    *,
+    internal_batch_size: int | None = None,
+    create_graph: bool = False,
 ) -> Tensor:
     """x ⊙ ∂f/∂x (Shrikumar et al. 2016), in score units; arguments as for :func:`gradient`."""
-    return check_batch(inputs).detach() * gradient(model, inputs, target, internal_batch_size=internal_batch_size)
+    slopes = gradient(model, inputs, target, internal_batch_size=internal_batch_size, create_graph=create_graph)
+    return (inputs if create_graph else inputs.detach()) * slopes
 
 
 def smoothgrad(
@@ -62,6 +81,7 @@ def smoothgrad(
     stdevs: float = 0.02,
     generator: torch.Generator | None = None,
     internal_batch_size: int | None = None,
+    create_graph: bool = False,
 ) -> Tensor:
     """Mean signed gradient over noisy copies x + N(0, σ²) (Smilkov et al. 2017).
 
@@ -98,6 +118,7 @@ def smoothgrad(
             inputs,
             classes,
             size=size,
+            create_graph=create_graph,
         )
     warn_non_finite(attributions, "smoothgrad")
     return attributions
@@ -115,6 +136,7 @@ def integrated_gradients(
     tolerance: float | None = None,
     internal_batch_size: int | None = None,
     return_convergence_delta: bool = False,
+    create_graph: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Integrated Gradients (Sundararajan et al. 2017): the integral along the straight line.
 
@@ -135,6 +157,8 @@ def integrated_gradients(
         ``n_steps`` and ``method``; see :func:`manifold_lib.integrate`.
     return_convergence_delta : bool
         Also return Σ IG − (f(x) − f(x')), where IG is taken with its factor.
+    create_graph : bool
+        Keep the graph, to differentiate the attribution itself.
 
     Returns
     -------
@@ -144,7 +168,7 @@ def integrated_gradients(
     check_count(n_steps, "n_steps")
     check_choice(method, "method", METHODS)
     if tolerance is not None:
-        check_adaptive(tolerance, method)
+        check_adaptive(tolerance, method, create_graph)
     path = straight_path(inputs, 0.0 if baselines is None else baselines)
     assert path.displacement is not None
     with left_as_found(model, inputs):
@@ -152,15 +176,17 @@ def integrated_gradients(
         classes = resolve_target(model, inputs, target, size)
         if tolerance is None:
             nodes, weights = rule(method, n_steps, inputs)
-            average = mean_gradient(model, path, classes, nodes, weights, size=size)
+            average = mean_gradient(model, path, classes, nodes, weights, size=size, create_graph=create_graph)
         else:
             average, _ = adaptive_integral(
                 model, path, classes, tolerance=tolerance, n_edges=1, most=None, size=size, average=True
             )
-        products = average * path.displacement.detach()
+        products = average * (path.displacement if create_graph else path.displacement.detach())
         delta = None
         if return_convergence_delta:
-            delta = products.flatten(1).sum(1) - score_change(model, inputs, path_starts(path, size), classes, size)
+            delta = products.detach().flatten(1).sum(1) - score_change(
+                model, inputs, path_starts(path, size), classes, size
+            )
     attributions = products if multiply_by_inputs else average
     warn_non_finite(attributions, "integrated_gradients")
     return attributions if delta is None else (attributions, delta)

@@ -52,6 +52,65 @@ def small_vgg(n_classes: int, channels: int = 3, width: int = 32) -> nn.Sequenti
     )
 
 
+def small_resnet(n_classes: int, channels: int = 3, width: int = 16) -> nn.Sequential:
+    """ResNet-style network: three stages of two residual blocks, 0.2 M parameters at width 16."""
+    return nn.Sequential(
+        *_block(channels, width),
+        *(_Residual(width, width), _Residual(width, width)),
+        *(_Residual(width, 2 * width, 2), _Residual(2 * width, 2 * width)),
+        *(_Residual(2 * width, 4 * width, 2), _Residual(4 * width, 4 * width)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, n_classes)),
+    )
+
+
+def small_inception(n_classes: int, channels: int = 3, width: int = 16) -> nn.Sequential:
+    """Inception-style network: parallel 1×1, 3×3, 5×5 and pooled branches, 0.1 M parameters at width 16."""
+    return nn.Sequential(
+        *(*_block(channels, 2 * width), nn.MaxPool2d(2)),
+        *(_Inception(2 * width, width), _Inception(4 * width, width), nn.MaxPool2d(2)),
+        *(_Inception(4 * width, 2 * width), _Inception(8 * width, 2 * width)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8 * width, n_classes)),
+    )
+
+
+class _Residual(nn.Module):
+    """Two 3×3 convolutions with batch norm beside a shortcut, which is a 1×1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_block(inputs, outputs, stride), nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        )
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.relu = nn.ReLU()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.relu(self.body(inputs) + self.shortcut(inputs))
+
+
+class _Inception(nn.Module):
+    """Four branches of ``width`` channels each: 1×1, 3×3, 5×5 as two 3×3, and max pooling with 1×1."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+
+        def pointwise() -> tuple[nn.Module, ...]:
+            return nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+
+        self.branches = nn.ModuleList(
+            [
+                nn.Sequential(*pointwise()),
+                nn.Sequential(*pointwise(), *_block(width, width)),
+                nn.Sequential(*pointwise(), *_block(width, width), *_block(width, width)),
+                nn.Sequential(nn.MaxPool2d(3, 1, 1), *pointwise()),
+            ]
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.cat([branch(inputs) for branch in self.branches], 1)
+
+
 def tiny_cnn(n_classes: int = 10, channels: int = 1, size: int = 32) -> nn.Sequential:
     """Three strided convolutions and a linear head, 19 k parameters at 32×32: trains in seconds.
 

@@ -36,6 +36,7 @@ def enhanced_ig(
     method: str = "trapezoid",
     internal_batch_size: int | None = None,
     return_convergence_delta: bool = False,
+    create_graph: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Enhanced Integrated Gradients (Jha et al. 2020): along the straight line between latents, decoded.
 
@@ -54,6 +55,8 @@ def enhanced_ig(
         each, so that the sum is f(x) − f(x'). Without, it is the change between their reconstructions.
     method : str
         Quadrature rule, see :func:`manifold_lib.integrate`.
+    create_graph : bool
+        Keep the graph, through encoder and decoder too, to differentiate the attribution itself.
 
     Returns
     -------
@@ -79,6 +82,7 @@ def enhanced_ig(
             bridge,
             internal_batch_size,
             return_convergence_delta,
+            create_graph,
         )
     warn_non_finite(found[0], "enhanced_ig")
     return found if return_convergence_delta else found[0]
@@ -97,6 +101,7 @@ def manifold_ig(
     published: bool = False,
     internal_batch_size: int | None = None,
     return_convergence_delta: bool = False,
+    create_graph: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Manifold Integrated Gradients (Zaher et al. 2024): along the geodesic between latents, decoded (paper 3, eq. 5).
 
@@ -112,6 +117,8 @@ def manifold_ig(
         The released sum for the record: (p_last − p_first) ⊙ mean ∇f(p_i) over the points at i / n_steps, of which
         the last falls short of the input, and no bridges. On a curved path it is no line integral, and its sum does not
         come closer to the change of the score with more steps.
+    create_graph : bool
+        Keep the graph. The geodesic is solved at the inputs as they are, and then moves with its ends, its bend kept.
 
     Returns
     -------
@@ -122,8 +129,11 @@ def manifold_ig(
     check_count(max_iter, "max_iter", least=0)
 
     def curve(start: Tensor, end: Tensor) -> Path:
-        found = geodesic(vae.decode, start, end, n_steps=n_steps, max_iter=max_iter)
-        return spline_path(found.points)
+        points = geodesic(vae.decode, start, end, n_steps=n_steps, max_iter=max_iter).points
+        if create_graph:
+            t = torch.linspace(0, 1, n_steps + 1).to(points).view(1, -1, *(1,) * (start.ndim - 1))
+            points = points + t * (end - end.detach())[:, None] + (1 - t) * (start - start.detach())[:, None]
+        return spline_path(points)
 
     integral = functools.partial(line_integral, method="trapezoid", n_steps=n_steps)
     if published:
@@ -141,6 +151,7 @@ def manifold_ig(
             bridge,
             internal_batch_size,
             return_convergence_delta,
+            create_graph,
         )
     warn_non_finite(found[0], "manifold_ig")
     return found if return_convergence_delta else found[0]
@@ -158,41 +169,48 @@ def _along(
     bridge: bool,
     internal_batch_size: int | None,
     return_convergence_delta: bool,
+    create_graph: bool,
 ) -> tuple[Tensor, Tensor]:
     """Attributions and deltas along the decoded path that ``build`` makes of the latents of baselines and inputs."""
-    baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
-    inputs = inputs.detach()
+    baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines")
+    if not create_graph:
+        inputs, baselines = inputs.detach(), baselines.detach()
     model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
     classes = resolve_target(model, inputs, target, size)
-    start, end = encode(vae, baselines, size), encode(vae, inputs, size)
-    curve = decoded_path(vae.decode, build(start, end), inputs, size)
-    attributions = integral(model, curve, classes, size=size)
+    with torch.set_grad_enabled(create_graph):
+        start, end = encode(vae, baselines, size), encode(vae, inputs, size)
+        curve = decoded_path(vae.decode, build(start, end), inputs, size)
+    attributions = integral(model, curve, classes, size=size, create_graph=create_graph)
     if bridge:
-        attributions += bridges(model, inputs, baselines, curve, classes, size)
+        attributions = attributions + bridges(model, inputs, baselines, curve, classes, size, create_graph)
     delta = inputs.new_zeros(len(inputs))
     if return_convergence_delta:
-        delta = attributions.flatten(1).sum(1) - score_change(model, inputs, baselines, classes, size)
+        delta = attributions.detach().flatten(1).sum(1) - score_change(model, inputs, baselines, classes, size)
     return attributions, delta
 
 
-def _chord_times_mean(model: Model, path: Path, target: Tensor | None, *, n_steps: int, size: int) -> Tensor:
+def _chord_times_mean(
+    model: Model, path: Path, target: Tensor | None, *, n_steps: int, size: int, create_graph: bool
+) -> Tensor:
     """(p_last − p_first) ⊙ mean ∇f(p_i), the points at i / n_steps for i < n_steps."""
     assert path.end is not None
     nodes, weights = rule("left", n_steps, path.end)
-    average = mean_gradient(model, path, target, nodes, weights, size=size)
+    average = mean_gradient(model, path, target, nodes, weights, size=size, create_graph=create_graph)
     rows = torch.arange(len(path.end), device=path.end.device)
-    last = torch.cat([path.at(part, nodes[-1].expand(len(part))) for part in rows.split(size)]).detach()
-    return (last - path_starts(path, size)) * average
+    with torch.set_grad_enabled(create_graph):
+        first, last = (
+            torch.cat([path.at(part, node.expand(len(part))) for part in rows.split(size)]) for node in nodes[[0, -1]]
+        )
+        return (last - first) * average
 
 
 def encode(vae: Any, inputs: Tensor, size: int) -> Tensor:
-    """Latent means without a graph, ``size`` images at a time: (B, *shape) -> (B, *latent)."""
+    """Latent means, ``size`` images at a time: (B, *shape) -> (B, *latent)."""
     for part in ("encode", "decode"):
         if not callable(getattr(vae, part, None)):
             raise ValueError(f"vae: got {type(vae).__name__} without {part}, wants an object with encode and decode")
     check_mode(vae.encode)
-    with torch.no_grad():
-        latents = torch.cat([vae.encode(chunk) for chunk in inputs.split(size)])
+    latents = torch.cat([vae.encode(chunk) for chunk in inputs.split(size)])
     return check_batch(latents, "vae.encode(inputs)")
 
 
@@ -203,17 +221,30 @@ def decoded_path(decode: Callable[[Tensor], Tensor], latent_path: Path, inputs: 
     def at(rows: Tensor, t: Tensor) -> Tensor:
         return decode(latent_path.at(rows, t))
 
-    with torch.no_grad():
-        end = torch.cat([decode(chunk) for chunk in latent_path.end.split(size)])
+    assert latent_path.end is not None
+    end = torch.cat([decode(chunk) for chunk in latent_path.end.split(size)])
     if end.shape != inputs.shape:
         raise ValueError(f"vae: decodes to shape {tuple(end.shape)}, wants {tuple(inputs.shape)} like inputs")
     return Path(at, end=end)
 
 
-def bridges(model: Model, inputs: Tensor, baselines: Tensor, curve: Path, target: Tensor | None, size: int) -> Tensor:
+def bridges(
+    model: Model,
+    inputs: Tensor,
+    baselines: Tensor,
+    curve: Path,
+    target: Tensor | None,
+    size: int,
+    create_graph: bool = False,
+) -> Tensor:
     """Integrals along the straight lines from the baselines to the curve's starts and from its ends to the inputs."""
-    total = torch.zeros_like(inputs)
-    for first, last in ((baselines, path_starts(curve, size)), (curve.end, inputs)):
-        line = straight_path(last, first)
-        total += line_integral(model, line, target, method="trapezoid", n_steps=_BRIDGE_STEPS, size=size)
-    return total
+    assert curve.end is not None
+    starts = path_starts(curve, size)
+    if create_graph:
+        rows = torch.arange(len(inputs), device=inputs.device)
+        starts = curve.at(rows, inputs.new_zeros(len(inputs)))
+    integral = functools.partial(line_integral, method="trapezoid", n_steps=_BRIDGE_STEPS, size=size)
+    return sum(
+        integral(model, straight_path(last, first), target, create_graph=create_graph)
+        for first, last in ((baselines, starts), (curve.end, inputs))
+    )

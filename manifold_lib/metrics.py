@@ -1,11 +1,23 @@
-"""What is measured on attribution maps, per image."""
+"""What is measured on attribution maps, per image: how rough one is, and how alike two are.
+
+Two maps are compared by their relevance n(A): absolute values, summed over channels, scaled to sum 1, as attacks on
+attributions see them (Dombrowski et al. 2019). A map of zeros has none, and NaN is what is measured on it.
+"""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
+from scipy.stats import rankdata
+from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from .checks import check_batch, warn_non_finite
+from .checks import check_batch, check_map, check_share, warn_non_finite
+
+_WINDOW = 11  # of SSIM: Gaussian, σ = 1.5 (Wang et al. 2004)
+_SHOWN = 0.99  # the quantile of a map that SSIM takes for white
 
 
 def total_variation(maps: Tensor) -> Tensor:
@@ -21,3 +33,89 @@ def total_variation(maps: Tensor) -> Tensor:
     vertical = (maps[..., 1:, :] - maps[..., :-1, :]).abs().flatten(1).sum(1)
     horizontal = (maps[..., 1:] - maps[..., :-1]).abs().flatten(1).sum(1)
     return (vertical + horizontal) / maps[0].numel()
+
+
+def relevance(maps: Tensor) -> Tensor:
+    """n(A) = Σ_channels |A| / Σ |A|, differentiable: (B, C, H, W) -> (B, H, W), other shapes stay (B, *shape)."""
+    strength = maps.abs().sum(1) if maps.ndim == 4 else maps.abs()
+    return strength / strength.flatten(1).sum(1).view(-1, *(1,) * (strength.ndim - 1))
+
+
+def pearson(maps: Tensor, others: Tensor) -> Tensor:
+    """Pearson correlation of the relevance of two maps: (B, *shape) twice -> (B,) in [−1, 1]."""
+    return _correlation(*_relevances(maps, others, "pearson"))
+
+
+def spearman(maps: Tensor, others: Tensor) -> Tensor:
+    """Spearman's rank correlation of relevance, ties at their mean rank: (B, *shape) twice -> (B,) in [−1, 1]."""
+    pair = _relevances(maps, others, "spearman")
+    ranks = (torch.from_numpy(rankdata(part.cpu().numpy(), axis=1, nan_policy="propagate")) for part in pair)
+    return _correlation(*(rank.to(part) for rank, part in zip(ranks, pair, strict=True)))
+
+
+def map_mse(maps: Tensor, others: Tensor) -> Tensor:
+    """Mean squared difference of relevance: (B, *shape) twice -> (B,); entries are of the order 1 / their number."""
+    a, b = _relevances(maps, others, "map_mse")
+    return (a - b).square().mean(1)
+
+
+def top_k(maps: Tensor, others: Tensor, *, share: float = 0.1) -> Tensor:
+    """Share of the ``share`` · N most relevant pixels of one map that are so in the other: (B, *shape) twice -> (B,).
+
+    Of tied pixels the first count.
+    """
+    check_share(share, "share")
+    a, b = _relevances(maps, others, "top_k")
+    k = max(1, math.floor(share * a.shape[1]))
+    first, second = (
+        torch.zeros_like(part).scatter_(1, part.argsort(dim=1, descending=True, stable=True)[:, :k], 1.0)
+        for part in (a, b)
+    )
+    return ((first * second).sum(1) / k).where(torch.isfinite(a + b).all(1), torch.nan)
+
+
+def ssim(maps: Tensor, others: Tensor) -> Tensor:
+    """Structural similarity of relevance as a figure shows it: (B, C, H, W) twice -> (B,) in [−1, 1].
+
+    scikit-image's, with the Gaussian window of 11×11 of Wang et al. (2004). Each map is scaled first, its 99th
+    percentile to 1: relevance sums to 1, and with the range of unscaled images any two maps would be alike.
+    """
+    check_batch(maps, "maps", min_dim=4)
+    if min(maps.shape[2:]) < _WINDOW:
+        raise ValueError(f"maps: got shape {tuple(maps.shape)}, wants images of at least {_WINDOW}×{_WINDOW}")
+    pair = [
+        _shown(part).unflatten(1, maps.shape[2:]).double().cpu().numpy() for part in _relevances(maps, others, "ssim")
+    ]
+    found = np.array([_ssim(a, b) for a, b in zip(*pair, strict=True)])
+    return torch.from_numpy(found).to(maps)
+
+
+def _ssim(a: np.ndarray, b: np.ndarray) -> float:
+    low, high = min(a.min(), b.min()), max(a.max(), b.max())
+    if not np.isfinite(high - low):
+        return math.nan
+    return structural_similarity(
+        a, b, data_range=high - low, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+
+
+def _shown(relevances: Tensor) -> Tensor:
+    """Scaled to the 99th percentile, or to the largest entry where that is 0, and cut at 1."""
+    top = relevances.quantile(_SHOWN, dim=1, keepdim=True)
+    top = torch.where(top > 0, top, relevances.amax(1, keepdim=True))
+    return (relevances / top).clamp_max(1)
+
+
+def _relevances(maps: Tensor, others: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """n(A) of both maps, flat (B, N)."""
+    # NaN may pass, since an attribution that failed is one
+    check_batch(torch.nan_to_num(maps) if isinstance(maps, Tensor) else maps, "maps")
+    check_map(others, maps, "others")
+    pair = relevance(maps.detach()).flatten(1), relevance(others.detach()).flatten(1)
+    warn_non_finite(pair[0] + pair[1], name)
+    return pair
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    a, b = (part - part.mean(1, keepdim=True) for part in (a, b))
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from . import classifiers
-from .vae import VAE, Autoencoder
+from .vae import VAE, Autoencoder, ConvVAE
 
 
 class Recipe(NamedTuple):
@@ -25,6 +25,7 @@ class Recipe(NamedTuple):
     text: str
     parents: tuple[str, ...] = ()
     bf16: bool = False
+    beta: float = 1.0
 
 
 RECIPES: dict[str, Recipe] = {}
@@ -111,3 +112,34 @@ _add(
     parents=("xray-ae",),
     bf16=True,
 )
+
+# Paper 3: a VAE with a map of latents for each set, and three families of classifiers on its reconstructions.
+_FAMILIES: dict[str, Callable[..., nn.Module]] = {
+    "resnet": classifiers.small_resnet,
+    "vgg": classifiers.small_vgg,
+    "inception": classifiers.small_inception,
+}
+# image channels; VAE: widths, latent channels, epochs, batch size, β; classifiers: classes, epochs, batch size
+_MAPS = {
+    "fashion32": (1, (32, 64, 64), 8, 12, 128, 0.5, 10, 4, 128),
+    "xray": (1, (16, 32, 64, 64), 8, 50, 32, 0.2, 2, 10, 32),
+    "cifar10": (3, (48, 96), 16, 25, 64, 0.02, 10, 12, 64),
+}
+for _name, (_channels, _widths, _latents, _epochs, _size, _beta, _classes, _rounds, _batch) in _MAPS.items():
+    _add(
+        f"{_name}-conv-vae",
+        functools.partial(ConvVAE, _channels, _widths, _latents),
+        *(_name, "conv-vae", _epochs, _size, 1e-3, 10),
+        f"convolutional VAE, SiLU, {_latents} maps of latents, ELBO with β = {_beta}, 1 % black images",
+        bf16=True,
+        beta=_beta,
+    )
+    for _seed, (_family, _build) in enumerate(_FAMILIES.items(), start=11):
+        _add(
+            f"{_name}-{_family}",
+            functools.partial(_build, _classes, _channels, 16 if _channels == 1 else 24),
+            *(_name, "reconstructions", _rounds, _batch, 2e-3, _seed),
+            f"small {_family} with batch norm on the reconstructions of {_name}-conv-vae",
+            parents=(f"{_name}-conv-vae",),
+            bf16=True,
+        )

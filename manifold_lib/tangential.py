@@ -207,7 +207,8 @@ def _starts(
         noise = [starting_points.uniform(inputs, low=low, high=high, generator=generator) for _ in range(n_starts - 1)]
         return torch.stack([torch.zeros_like(inputs), *noise], 1)
     check_mode(vae.decode)
-    latents = encode(vae, torch.zeros_like(inputs), size)
+    with torch.no_grad():
+        latents = encode(vae, torch.zeros_like(inputs), size)
     device = inputs.device if generator is None else generator.device
     draws = torch.randn((n_starts - 1, *latents.shape[1:]), generator=generator, device=device, dtype=latents.dtype)
     return torch.cat([latents[:, None], draws.to(latents.device).expand(len(inputs), *draws.shape)], 1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import runtime, storage
 from .attacks import pgd
 from .scores import module_of
-from .vae import VAE, Autoencoder, beta_tcvae_loss
+from .vae import VAE, Autoencoder, ConvVAE, beta_tcvae_loss, elbo_loss
 
 
 class Moment(NamedTuple):
@@ -170,6 +170,16 @@ def vae_loss(n_data: int, *, beta: float = 6.0, warm_up: float = 0.12) -> Loss:
         anneal = min(1.0, moment.progress / warm_up)
         # latent noise comes from torch's default generator, which the loop seeds for each epoch
         return beta_tcvae_loss(model, batch[0], n_data=n_data, beta=beta, anneal=anneal)
+
+    return loss
+
+
+def conv_vae_loss(beta: float, warm_up: float = 0.1) -> Loss:
+    """ELBO of a :class:`ConvVAE`, its KL warmed up over the first share of training."""
+
+    def loss(model: nn.Module, batch: Batch, moment: Moment) -> Tensor:
+        assert isinstance(model, ConvVAE)
+        return elbo_loss(model, batch[0], beta=beta * min(1.0, moment.progress / warm_up))
 
     return loss
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from . import data, generated, runtime, storage, training
 from .attacks import pgd
 from .recipes import RECIPES, Recipe
-from .vae import VAE, kl_nats, reconstruction_nats
+from .vae import VAE, ConvVAE, kl_nats, reconstruction_nats
 
 
 def path(name: str) -> Path:
@@ -40,7 +40,7 @@ def load(name: str, device: str | torch.device = "cpu", *, progress: bool = Fals
 
     Returns
     -------
-    VAE, Autoencoder or nn.Sequential
+    VAE, ConvVAE, Autoencoder or nn.Sequential
         Float32 on ``device``.
     """
     where = runtime.resolve_device(str(device))
@@ -134,6 +134,10 @@ def _prepare(
     loss: training.Loss = training.classification_loss
     if recipe.kind == "vae":
         loss = training.vae_loss(len(inputs))
+    elif recipe.kind == "conv-vae":
+        # one image in a hundred is black, the baseline of most explanations
+        black = inputs.new_zeros(len(inputs) // 100, *inputs.shape[1:])
+        batches, loss = (torch.cat([inputs, black]),), training.conv_vae_loss(recipe.beta)
     elif recipe.kind == "autoencoder":
         loss = training.reconstruction_loss
     elif recipe.kind == "reconstructions":
@@ -162,7 +166,7 @@ def measure(name: str, model: Any) -> dict[str, float]:
     if recipe.kind in ("generated", "robust"):
         return _measure_generated(recipe, model)
     test = data.load(recipe.data, train=False)
-    if recipe.kind == "vae":
+    if recipe.kind in ("vae", "conv-vae"):
         return _measure_vae(model, test.inputs)
     if recipe.kind == "autoencoder":
         error = (training.predict(model, test.inputs) - test.inputs).abs().mean().item()
@@ -198,20 +202,22 @@ def _measure_generated(recipe: Recipe, model: nn.Module) -> dict[str, float]:
     return numbers
 
 
-def _measure_vae(vae: VAE, inputs: Tensor) -> dict[str, float]:
+def _measure_vae(vae: VAE | ConvVAE, inputs: Tensor) -> dict[str, float]:
     """Test reconstruction and KL in nats (one posterior draw an image), and how many latents are in use."""
     generator = torch.Generator().manual_seed(0)
     device = next(vae.parameters()).device
-    reconstruction, kl = 0.0, torch.zeros(vae.latent_dim)
+    reconstruction, error, kl = 0.0, 0.0, torch.zeros(())
     with torch.no_grad():
         for chunk in inputs.split(500):
             mean, log_variance = vae.posterior(chunk.to(device))
             noise = torch.randn(mean.shape, generator=generator).to(device)
             logits = vae.decoder(mean + noise * torch.exp(0.5 * log_variance))
             reconstruction += reconstruction_nats(logits, chunk.to(device)).sum().item()
-            kl += kl_nats(mean, log_variance).sum(0).cpu()
+            kl = kl + kl_nats(mean, log_variance).flatten(1).sum(0).cpu()
+            error += (vae(chunk.to(device)) - chunk.to(device)).square().flatten(1).mean(1).sum().item()
     reconstruction, kl = reconstruction / len(inputs), kl / len(inputs)
     return {
+        "test root mean squared error": round((error / len(inputs)) ** 0.5, 4),
         "test reconstruction, nats": round(reconstruction, 2),
         "test KL, nats": round(kl.sum().item(), 2),
         "test −ELBO, nats": round(reconstruction + kl.sum().item(), 2),

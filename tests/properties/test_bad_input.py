@@ -152,6 +152,18 @@ FUNCTIONS = {
         for name in ("zero", "constant", "max_distance", "uniform", "gaussian", "blurred", "mean")
     },
     "straight_path": (ml.straight_path, {"inputs": inputs, "baselines": inputs}),
+    "attribution_attack": (
+        ml.attribution_attack,
+        {
+            **{"model": lambda: model, "inputs": inputs, "target": lambda: 1, "target_maps": inputs},
+            **{"attribution": lambda: ml.input_x_gradient, "eps": lambda: 0.1, "n_steps": lambda: 2},
+        },
+    ),
+    **{
+        name: (getattr(ml, name), {"maps": inputs, "others": lambda: -inputs()})
+        for name in ("pearson", "spearman", "map_mse", "top_k")
+    },
+    "ssim": (ml.ssim, {"maps": lambda: normal(B, 1, 11, 11), "others": lambda: normal(B, 1, 11, 11)}),
     "pgd": (ml.pgd, {"model": lambda: model, "inputs": inputs, "target": lambda: 1, "eps": lambda: 0.1}),
     "decoder_jacobian": (ml.decoder_jacobian, {"decoder": lambda: decoder, "latents": lambda: normal(B, K)}),
     "tangent_basis": (ml.tangent_basis, {"decoder": lambda: decoder, "latents": lambda: normal(B, K)}),
@@ -204,7 +216,8 @@ def with_argument(*names):
 
 # what is NaN for one image passes through these, to that image only
 PASS_ON = ("project", "tangent_fraction", "tangent_share")
-BATCHES = ("inputs", "path", "latents", "vectors", "attributions", "basis", "baselines", "references")
+BATCHES = ("inputs", "path", "latents", "vectors", "attributions", "basis", "baselines", "references", "maps")
+MEASURES = ("pearson", "spearman", "map_mse", "top_k", "ssim")
 EVALUATION = ("completeness_error", "cancellation_ratio", "insertion_deletion")
 
 
@@ -218,7 +231,9 @@ def test_the_valid_call_works(name):
     [
         (name, argument)
         for name, argument in with_argument(*BATCHES)
-        if name not in PASS_ON and argument != "basis" and (name not in EVALUATION or argument != "attributions")
+        if name not in (*PASS_ON, *MEASURES)
+        and argument != "basis"
+        and (name not in EVALUATION or argument != "attributions")
     ],
 )
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -385,6 +400,8 @@ COUNTS = [
     ("integrate", "n_steps"),
     ("integrated_gradients", "n_steps"),
     ("pgd", "n_steps"),
+    ("attribution_attack", "n_steps"),
+    ("attribution_attack", "internal_batch_size"),
     ("smoothgrad", "n_samples"),
     ("sample_generated", "n_samples"),
     ("sample_shapes", "n_samples"),
@@ -407,7 +424,13 @@ def test_a_count_below_one_or_of_another_type_is_refused(name, argument, value):
 
 @pytest.mark.parametrize(
     ("name", "argument"),
-    [("smoothgrad", "stdevs"), ("pgd", "eps"), ("tangent_basis", "rtol"), ("project_matrix_free", "rtol")],
+    [
+        ("smoothgrad", "stdevs"),
+        ("pgd", "eps"),
+        ("attribution_attack", "eps"),
+        ("tangent_basis", "rtol"),
+        ("project_matrix_free", "rtol"),
+    ],
 )
 @given(value=st.one_of(st.floats(max_value=-1e-300), st.sampled_from([math.nan, math.inf, -1])))
 @settings(max_examples=12, deadline=None)
