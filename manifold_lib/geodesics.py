@@ -16,12 +16,13 @@ from torch import Tensor
 from . import runtime
 from .checks import check_batch, check_count, check_like, check_positive
 from .curves import curve_energy, curve_length, curves_at_once, decode_curves, resample, spline_points
-from .hessian import Preconditioner
+from .hessian import Preconditioner, mean_metric
 from .tangent import Decoder, check_mode
 
 _COARSEST = 4
 _RENEWAL = 8  # iterations after which the Hessian is taken anew
 _SMALLEST_STEP = 2.0**-12
+_COARSE_SHARE = 0.7  # level l of L ends at the share (l / L)^0.7 of the passes: coarse curves leave little to do
 
 
 class Geodesic(NamedTuple):
@@ -111,17 +112,21 @@ def _solve(
     iterations = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     points, converged = _line(start, end, levels[0]), torch.zeros_like(iterations, dtype=torch.bool)
     _check_finite(decoder, points)
-    for level in levels:
+    # a coarse solution says more of the metric on the way than the straight line does
+    metric = mean_metric(decoder, points, stretch_only=True) if max_iter else None
+    for index, level in enumerate(levels):
         last = level == n_steps
         line = _line(start, end, level)
         if points.shape != line.shape:
             points = resample(decoder, points, level)
         better = curve_energy(decoder, points) < curve_energy(decoder, line)
         points = torch.where(_per_curve(better, points), points, line)
-        budget = max_iter if last else max_iter // 4
+        if index == min(1, len(levels) - 1) and max_iter:
+            metric = mean_metric(decoder, points)
+        budget = max_iter if last else int(max_iter * ((index + 1) / len(levels)) ** _COARSE_SHARE)
         knots = _knots(level, n_knots, points)
         goal = tolerance if last else 10 * tolerance
-        points, iterations, converged = _descend(decoder, points, knots, budget, goal, iterations)
+        points, iterations, converged = _descend(decoder, points, knots, budget, goal, iterations, metric)
     if not max_iter:
         return points, iterations, converged
     even = resample(decoder, points, n_steps)
@@ -130,7 +135,13 @@ def _solve(
 
 
 def _descend(
-    decoder: Decoder, base: Tensor, knots: Tensor, max_iter: int, tolerance: float, iterations: Tensor
+    decoder: Decoder,
+    base: Tensor,
+    knots: Tensor,
+    max_iter: int,
+    tolerance: float,
+    iterations: Tensor,
+    metric: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Preconditioned conjugate gradients on the energy; a rejected curve retries a smaller step in the next pass.
 
@@ -141,7 +152,7 @@ def _descend(
     offset = base.new_zeros(n_curves, m, base[0, 0].numel())
     if not m or not max_iter:
         return base, iterations, torch.full((n_curves,), not m, device=base.device)
-    precondition = Preconditioner(decoder, base, knots)
+    precondition = Preconditioner(decoder, base, knots, metric)
     everything = torch.arange(n_curves, device=base.device)
     energy, gradient = _energy_and_gradient(decoder, base, knots, offset)
     iterations += 1

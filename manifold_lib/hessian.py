@@ -10,7 +10,7 @@ from .tangent import Decoder, decoder_jacobian
 
 # With more latents than these a Jacobian at each point, or at a few points, costs more than the passes it saves.
 _MOST_FOR_ALL_POINTS, _MOST_FOR_SOME = 16, 128
-_SOME_POINTS = 5
+_SOME_POINTS = 3
 _RIDGE = 3e-3
 
 
@@ -27,17 +27,19 @@ class Preconditioner:
         (b, n + 1, *latent).
     knots : Tensor
         (n + 1, m), how the points follow the knots.
+    metric : Tensor, optional
+        The factor of M that :func:`mean_metric` gives, where the latents are too many for Gauss–Newton.
     """
 
-    def __init__(self, decoder: Decoder, curves: Tensor, knots: Tensor) -> None:
+    def __init__(self, decoder: Decoder, curves: Tensor, knots: Tensor, metric: Tensor | None = None) -> None:
         self.decoder, self.knots = decoder, knots
-        self.worth_renewing = curves[0, 0].numel() <= _MOST_FOR_ALL_POINTS
-        if self.worth_renewing:
+        self.worth_renewing = metric is None
+        if metric is None:
             self.factor = gauss_newton(decoder, curves, knots)
             return
         difference = knots.diff(dim=0)
         self.smoothing = torch.linalg.inv(len(difference) * difference.T @ difference)
-        self.factor = _mean_metric(decoder, curves)
+        self.factor = metric
 
     def renew(self, rows: Tensor, curves: Tensor) -> None:
         """Take the Hessian of these rows at where they are now."""
@@ -63,14 +65,19 @@ def gauss_newton(decoder: Decoder, curves: Tensor, knots: Tensor) -> Tensor:
     return _factor(hessian.flatten(1, 2).flatten(2, 3))
 
 
-def _mean_metric(decoder: Decoder, curves: Tensor) -> Tensor:
-    """Cholesky factor of the mean JᵀJ at a few points of each curve, or of its mean stretch: (b, K, K)."""
+def mean_metric(decoder: Decoder, curves: Tensor, *, stretch_only: bool = False) -> Tensor | None:
+    """Cholesky factor of the mean JᵀJ at a few points of each curve, or of its mean stretch: (b, K, K).
+
+    None for so few latents that the Jacobians of all points are worth their cost.
+    """
     n_latents = curves[0, 0].numel()
+    if n_latents <= _MOST_FOR_ALL_POINTS:
+        return None
     points = torch.linspace(0, curves.shape[1] - 1, min(_SOME_POINTS, curves.shape[1])).round().long().tolist()
     metric = curves.new_zeros(len(curves), n_latents, n_latents)
     generator = torch.Generator().manual_seed(0)
     for point in points:
-        if n_latents <= _MOST_FOR_SOME:
+        if n_latents <= _MOST_FOR_SOME and not stretch_only:
             jacobian = decoder_jacobian(decoder, curves[:, point])
             metric += jacobian.mT @ jacobian / len(points)
         else:
