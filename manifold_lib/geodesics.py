@@ -20,8 +20,10 @@ from .hessian import Preconditioner, mean_metric
 from .tangent import Decoder, check_mode
 
 _COARSEST = 4
-_RENEWAL = 8  # iterations after which the Hessian is taken anew
+_RENEWAL = 12  # iterations after which the Hessian is taken anew
 _SMALLEST_STEP = 2.0**-12
+# The images of a coarser curve can jump over what lies between them: its energy is taken on twice the points.
+_FINE = 32
 _COARSE_SHARE = 0.7  # level l of L ends at the share (l / L)^0.7 of the passes: coarse curves leave little to do
 
 
@@ -48,7 +50,7 @@ def geodesic(
     end: Tensor,
     *,
     n_steps: int = 16,
-    max_iter: int = 60,
+    max_iter: int = 40,
     tolerance: float = 1e-4,
     n_knots: int | None = None,
     internal_batch_size: int | None = None,
@@ -64,7 +66,8 @@ def geodesic(
     start, end : Tensor
         (B, *latent), the ends, kept exactly.
     n_steps : int
-        Segments of the curve.
+        Segments of the curve. Below 32 the energy is taken on twice as many, since the images of a coarse curve can
+        jump over what lies between them.
     max_iter : int
         Passes through the decoder and back, over all levels. 0 gives the straight line.
     tolerance : float
@@ -106,32 +109,36 @@ def _solve(
     decoder: Decoder, start: Tensor, end: Tensor, n_steps: int, max_iter: int, tolerance: float, n_knots: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points, iterations and convergence of a few curves, level by level."""
+    line = _line(start, end, n_steps)
+    _check_finite(decoder, line)
+    iterations = torch.zeros(len(start), dtype=torch.int64, device=start.device)
+    if not max_iter:
+        return line, iterations, torch.zeros_like(iterations, dtype=torch.bool)
     levels = [n_steps]
     while levels[0] >= 2 * _COARSEST and max_iter >= 2 * _COARSEST:
         levels.insert(0, levels[0] // 2)
-    iterations = torch.zeros(len(start), dtype=torch.int64, device=start.device)
-    points, converged = _line(start, end, levels[0]), torch.zeros_like(iterations, dtype=torch.bool)
-    _check_finite(decoder, points)
-    # a coarse solution says more of the metric on the way than the straight line does
-    metric = mean_metric(decoder, points, stretch_only=True) if max_iter else None
+    points, metric, converged = line, None, None
     for index, level in enumerate(levels):
+        n_seen = 2 * level if level < _FINE else level
+        straight = _line(start, end, n_seen)
+        points = straight if index == 0 else _better(decoder, resample(decoder, points, n_seen), straight)
+        if index <= 1:
+            # a coarse solution says more of the metric on the way than the straight line does
+            metric = mean_metric(decoder, points, stretch_only=index < len(levels) - 1 and index == 0)
         last = level == n_steps
-        line = _line(start, end, level)
-        if points.shape != line.shape:
-            points = resample(decoder, points, level)
-        better = curve_energy(decoder, points) < curve_energy(decoder, line)
-        points = torch.where(_per_curve(better, points), points, line)
-        if index == min(1, len(levels) - 1) and max_iter:
-            metric = mean_metric(decoder, points)
         budget = max_iter if last else int(max_iter * ((index + 1) / len(levels)) ** _COARSE_SHARE)
-        knots = _knots(level, n_knots, points)
+        knots = _knots(n_seen, level - 1 if n_knots is None else n_knots, points)
         goal = tolerance if last else 10 * tolerance
         points, iterations, converged = _descend(decoder, points, knots, budget, goal, iterations, metric)
-    if not max_iter:
-        return points, iterations, converged
-    even = resample(decoder, points, n_steps)
-    better = curve_energy(decoder, even) < curve_energy(decoder, points)
-    return torch.where(_per_curve(better, points), even, points), iterations, converged
+    assert converged is not None
+    points = _better(decoder, resample(decoder, points, n_steps), points[:, :: points.shape[1] // n_steps])
+    return _better(decoder, points, line), iterations, converged
+
+
+def _better(decoder: Decoder, points: Tensor, others: Tensor) -> Tensor:
+    """Of each two curves the one of less energy."""
+    better = curve_energy(decoder, points) < curve_energy(decoder, others)
+    return torch.where(better.view(-1, *(1,) * (points.ndim - 1)), points, others)
 
 
 def _descend(
@@ -159,6 +166,7 @@ def _descend(
     direction = -precondition(gradient, everything)
     decrement = -_dot(gradient, direction)
     slope, step = -decrement, torch.ones_like(energy)
+    renewal = iterations + _RENEWAL
     quiet = torch.zeros_like(iterations)
     # of a curve that goes nowhere, only the rounding of its images is left
     with torch.no_grad():
@@ -187,9 +195,10 @@ def _descend(
         along = _dot(new_gradient, direction[taken])
         ahead = slope[taken] / (slope[taken] - along)  # where the slope vanishes, in steps
         step[taken] = a * torch.where(along > slope[taken], ahead, 2.0).clamp(0.5, 2.0)
-        due = (iterations[taken] % _RENEWAL == 0).nonzero().squeeze(1)
+        due = (iterations[taken] >= renewal[taken]).nonzero().squeeze(1)
         if precondition.worth_renewing and len(due):
             precondition.renew(taken[due], _curve(base[taken[due]], knots, trial[accepted][due]))
+            renewal[taken[due]] = iterations[taken[due]] + _RENEWAL
         pulled = precondition(new_gradient, taken)
         conjugate = (_dot(new_gradient, pulled) - _dot(gradient[taken], pulled)) / decrement[taken]
         towards = -pulled + conjugate.clamp_min(0)[:, None, None] * direction[taken]
@@ -245,10 +254,6 @@ def _line(start: Tensor, end: Tensor, n_steps: int) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum((1, 2))
-
-
-def _per_curve(flags: Tensor, points: Tensor) -> Tensor:
-    return flags.view(-1, *(1,) * (points.ndim - 1))
 
 
 def _check_finite(decoder: Decoder, points: Tensor) -> None:

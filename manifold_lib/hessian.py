@@ -32,18 +32,20 @@ class Preconditioner:
     """
 
     def __init__(self, decoder: Decoder, curves: Tensor, knots: Tensor, metric: Tensor | None = None) -> None:
-        self.decoder, self.knots = decoder, knots
+        # of a curve with two segments a knot every second point will do
+        self.decoder, self.every = decoder, slice(None, None, 2 if len(knots) == 2 * knots.shape[1] + 3 else 1)
+        self.knots = knots[self.every]
         self.worth_renewing = metric is None
         if metric is None:
-            self.factor = gauss_newton(decoder, curves, knots)
+            self.factor = gauss_newton(decoder, curves[:, self.every], self.knots)
             return
-        difference = knots.diff(dim=0)
+        difference = self.knots.diff(dim=0)
         self.smoothing = torch.linalg.inv(len(difference) * difference.T @ difference)
         self.factor = metric
 
     def renew(self, rows: Tensor, curves: Tensor) -> None:
         """Take the Hessian of these rows at where they are now."""
-        self.factor[rows] = gauss_newton(self.decoder, curves, self.knots)
+        self.factor[rows] = gauss_newton(self.decoder, curves[:, self.every], self.knots)
 
     def __call__(self, gradient: Tensor, rows: Tensor) -> Tensor:
         """The preconditioned gradient of these rows: (b, m, K)."""
