@@ -70,3 +70,29 @@ def enhanced_ig_by_step(
         x = here[None].clone().requires_grad_()
         total += model.gradient(model(x)[0, target[0]], x)[0] * (after - here)
     return total
+
+
+def geodesic_by_node(
+    decode: Tallied, start: Tensor, end: Tensor, n_points: int = 20, n_sweeps: int = 2, step: float = 5e-5
+) -> Tensor:
+    """Paper 3: one pair, nodes moved one after another, each gradient from four decodes and a backward pass.
+
+    The stopping sum over all nodes is taken three times a sweep: in the loop's test, to print it, and in a comparison
+    that never holds. The last point is at (n − 1) / n of the way.
+    """
+    decode.reset()
+    nodes = [start[None] + k / n_points * (end - start) for k in range(n_points)]
+
+    def slope(k: int) -> Tensor:
+        with torch.no_grad():
+            pull = decode(nodes[k + 1]) - 2 * decode(nodes[k]) + decode(nodes[k - 1])
+        z = nodes[k].clone().requires_grad_()
+        return -n_points * decode.gradient((decode(z) * pull).sum(), z)
+
+    inner = range(1, n_points - 1)
+    for _ in range(n_sweeps):
+        for _ in range(3):
+            sum(slope(k).square().sum().item() for k in inner)
+        for k in inner:
+            nodes[k] = nodes[k] - step * slope(k)
+    return torch.cat(nodes)

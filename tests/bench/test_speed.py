@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from published import Tallied, enhanced_ig_by_step, project_by_vector, tangent_space_by_pixel
+from published import Tallied, enhanced_ig_by_step, geodesic_by_node, project_by_vector, tangent_space_by_pixel
 from torch import Tensor, nn
 
 import manifold_lib as ml
@@ -315,6 +315,74 @@ def test_enhanced_ig_beside_the_published_pattern(benchmark, rows, n_images: int
     assert [(part.forwards, part.backwards) for part in tallied] == [(51, 50), (2, 0), (51, 0)]
     contestants = {"ours": ours, "published (one image, scaled)": published}
     race(benchmark, rows, "Enhanced IG 50, tiny CNN", n_images, contestants, published=n_images)
+
+
+def pairs(n_pairs: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """The zoo's VAE of ten latents and pairs of prior draws."""
+    from manifold_lib import zoo
+
+    drawn = torch.randn(2, n_pairs, 10, generator=torch.Generator().manual_seed(1))
+    return zoo.load("mnist32-vae"), drawn[0], drawn[1]
+
+
+@pytest.mark.parametrize("n_pairs", [1, 16])
+@pytest.mark.filterwarnings("ignore:geodesic")
+def test_geodesic_path_beside_the_published_pattern(benchmark, rows, n_pairs: int) -> None:
+    """Two sweeps over 20 points against two passes of ours."""
+    vae, start, end = pairs(n_pairs)
+    tallied = Tallied(vae.decode)
+
+    def published() -> Tensor:
+        return geodesic_by_node(tallied, start[0], end[0])
+
+    def ours() -> Tensor:
+        return ml.geodesic(vae.decode, start, end, n_steps=19, max_iter=2).energy
+
+    published()
+    # 18 inner nodes, 2 sweeps, 4 gradients of 4 decodes each
+    assert (tallied.forwards, tallied.backwards) == (2 * 288, 2 * 72)
+    line = torch.stack([start + i / 19 * (end - start) for i in range(20)], 1)
+    assert (ours() < ml.curve_energy(vae.decode, line)).all()
+    contestants = {"ours": ours, "published (one pair, scaled)": published}
+    race(benchmark, rows, "geodesic, 2 sweeps of 20 points", n_pairs, contestants, published=n_pairs)
+
+
+@pytest.mark.parametrize("n_pairs", [1, 32])
+@pytest.mark.filterwarnings("ignore")
+def test_geodesics_beside_stochman(benchmark, rows, n_pairs: int) -> None:
+    """Its cubic spline and 150 steps of Adam against ours by default; both curves drawn with 257 points."""
+    curves = pytest.importorskip("stochman.curves")
+    solver, manifold = pytest.importorskip("stochman.geodesic"), pytest.importorskip("stochman.manifold")
+    vae, start, end = pairs(n_pairs)
+
+    class Decoded(manifold.EmbeddedManifold):
+        def embed(self, points: Tensor, jacobian: bool = False) -> Tensor:
+            return vae.decode(points.flatten(0, 1)).flatten(1).unflatten(0, points.shape[:2])
+
+    def splines() -> Tensor:
+        spline = curves.CubicSpline(start, end)
+        solver.geodesic_minimizing_energy(spline, Decoded(), max_iter=150)
+        with torch.no_grad():
+            return spline(torch.linspace(0, 1, 257))
+
+    def ours() -> Tensor:
+        return ml.resample(vae.decode, ml.geodesic(vae.decode, start, end).points, 256)
+
+    energies = ml.curve_energy(vae.decode, ours()) / ml.curve_energy(vae.decode, splines())
+    race(benchmark, rows, "geodesics, VAE 10 → 32×32", n_pairs, {"ours": ours, "stochman, spline": splines})
+    assert (energies <= 1.001).all(), energies
+
+
+@pytest.mark.filterwarnings("ignore:geodesic")
+def test_geodesics_in_a_batch_beside_one_by_one(benchmark, rows) -> None:
+    vae, start, end = pairs(64)
+
+    def singles() -> None:
+        for i in range(8):
+            ml.geodesic(vae.decode, start[i : i + 1], end[i : i + 1])
+
+    contestants = {"ours": lambda: ml.geodesic(vae.decode, start, end), "ours, one by one (8 of 64, scaled)": singles}
+    race(benchmark, rows, "geodesics, batched", 64, contestants, **{"ours,": 8})
 
 
 def test_gradients_to_one_percent(benchmark, rows) -> None:
