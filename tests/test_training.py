@@ -7,7 +7,7 @@ from torch import nn
 
 from manifold_lib import storage, training
 from manifold_lib.data import load
-from manifold_lib.vae import VAE, Autoencoder
+from manifold_lib.vae import VAE, Autoencoder, ConvVAE
 
 SETTINGS = {"epochs": 4, "batch_size": 100, "learning_rate": 1e-2, "seed": 3}
 
@@ -180,6 +180,7 @@ def test_generator_losses_fall():
     for model, loss in (
         (VAE(latent_dim=4, width=4, hidden=16), training.vae_loss(64)),
         (Autoencoder(1, 8, 4, n_blocks=1), training.reconstruction_loss),
+        (ConvVAE(1, (8, 8, 8), 2), training.conv_vae_loss(0.5)),
     ):
         values = []
 

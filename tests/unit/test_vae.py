@@ -60,6 +60,32 @@ def test_the_autoencoder_output_is_not_clamped():
     assert decoded.min() < 0 and decoded.max() > 1
 
 
+@pytest.mark.parametrize(("size", "channels", "widths"), [(32, 1, (4, 6, 6)), (64, 1, (4, 4, 6, 6)), (32, 3, (4, 6))])
+def test_the_latent_of_the_convolutional_vae_is_a_map(size, channels, widths):
+    vae = ml.ConvVAE(channels, widths, 5)
+    inputs = torch.rand(2, channels, size, size)
+    mean, log_variance = vae.posterior(inputs)
+    side = size // 2 ** len(widths)
+    assert mean.shape == log_variance.shape == (2, 5, side, side) and torch.equal(mean, vae.encode(inputs))
+    decoded = vae.decode(mean)
+    assert decoded.shape == inputs.shape and decoded.min() >= 0 and decoded.max() <= 1
+    assert torch.equal(decoded, vae(inputs))
+    assert not any(isinstance(part, torch.nn.ReLU) for part in vae.modules())  # no kinks, for geodesics
+
+
+def test_the_elbo_is_reconstruction_and_weighted_kl():
+    vae = seeded(ml.ConvVAE(1, (4, 4), 2)).double()
+    inputs = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean, log_variance = vae.posterior(inputs)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    logits = vae.decoder(mean + noise * (0.5 * log_variance).exp())
+    nats = reconstruction_nats(logits, inputs), kl_nats(mean, log_variance).sum((1, 2, 3))
+    for beta in (0.0, 0.5):
+        expected = (nats[0] + beta * nats[1]).mean()
+        found = ml.elbo_loss(vae, inputs, beta=beta, generator=torch.Generator().manual_seed(1))
+        close(found, expected, 1e-12)
+
+
 def test_the_kl_term_equals_torchs():
     mean, log_variance = draw(4, 3), draw(4, 3, seed=1)
     expected = kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0))
