@@ -15,8 +15,8 @@ from torch import Tensor
 
 from . import runtime
 from .checks import check_batch, check_count, check_like, check_positive
-from .curves import curve_energy, curve_length, curves_at_once, decode_curves, resample, spline_points
-from .hessian import Preconditioner, mean_metric
+from .curves import curve_energy, curves_at_once, decode_curves, decoded_steps, resample, spline_points
+from .hessian import Preconditioner, mean_metric, mean_stretch
 from .tangent import Decoder, check_mode
 
 _COARSEST = 4
@@ -100,9 +100,8 @@ def geodesic(
     points, iterations, converged = (torch.cat(part) for part in zip(*found, strict=True))
     if not converged.all() and max_iter:
         _warn(f"{int((~converged).sum())} of {len(converged)} curves had not converged after {max_iter} iterations")
-    energy = curve_energy(decoder, points, internal_batch_size=internal_batch_size)
-    length = curve_length(decoder, points, internal_batch_size=internal_batch_size)
-    return Geodesic(points, energy, length, iterations, converged)
+    steps = decoded_steps(decoder, points, internal_batch_size)
+    return Geodesic(points, steps.square().sum(1) * n_steps / 2, steps.sum(1), iterations, converged)
 
 
 def _solve(
@@ -114,8 +113,11 @@ def _solve(
     iterations = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     if not max_iter:
         return line, iterations, torch.zeros_like(iterations, dtype=torch.bool)
+    if max_iter < 2 * _COARSEST:  # so few passes pay neither for levels nor for Jacobians
+        metric, knots = mean_stretch(decoder, line), _knots(n_steps, n_knots, line)
+        return _descend(decoder, line, knots, max_iter, tolerance, iterations, metric)
     levels = [n_steps]
-    while levels[0] >= 2 * _COARSEST and max_iter >= 2 * _COARSEST:
+    while levels[0] >= 2 * _COARSEST:
         levels.insert(0, levels[0] // 2)
     points, metric, converged = line, None, None
     for index, level in enumerate(levels):
@@ -124,7 +126,7 @@ def _solve(
         points = straight if index == 0 else _better(decoder, resample(decoder, points, n_seen), straight)
         if index <= 1:
             # a coarse solution says more of the metric on the way than the straight line does
-            metric = mean_metric(decoder, points, stretch_only=index < len(levels) - 1 and index == 0)
+            metric = mean_metric(decoder, points, stretch_only=index == 0 and len(levels) > 1)
         last = level == n_steps
         budget = max_iter if last else int(max_iter * ((index + 1) / len(levels)) ** _COARSE_SHARE)
         knots = _knots(n_seen, level - 1 if n_knots is None else n_knots, points)

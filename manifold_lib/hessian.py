@@ -75,18 +75,31 @@ def mean_metric(decoder: Decoder, curves: Tensor, *, stretch_only: bool = False)
     n_latents = curves[0, 0].numel()
     if n_latents <= _MOST_FOR_ALL_POINTS:
         return None
-    points = torch.linspace(0, curves.shape[1] - 1, min(_SOME_POINTS, curves.shape[1])).round().long().tolist()
+    if stretch_only or n_latents > _MOST_FOR_SOME:
+        return mean_stretch(decoder, curves)
     metric = curves.new_zeros(len(curves), n_latents, n_latents)
-    generator = torch.Generator().manual_seed(0)
+    points = _some_points(curves)
     for point in points:
-        if n_latents <= _MOST_FOR_SOME and not stretch_only:
-            jacobian = decoder_jacobian(decoder, curves[:, point])
-            metric += jacobian.mT @ jacobian / len(points)
-        else:
-            probe = torch.randn(curves[:1, 0].shape, generator=generator).to(curves).expand_as(curves[:, 0])
-            stretch = jvp(decoder, curves[:, point].clone(), probe)[1].flatten(1).square().sum(1)
-            metric.diagonal(dim1=1, dim2=2).add_(stretch[:, None] / (len(points) * n_latents))
+        jacobian = decoder_jacobian(decoder, curves[:, point])
+        metric += jacobian.mT @ jacobian / len(points)
     return _factor(metric)
+
+
+def mean_stretch(decoder: Decoder, curves: Tensor) -> Tensor:
+    """Cholesky factor of the identity times the mean of tr JᵀJ / K at a few points of each curve: (b, K, K).
+
+    From one random direction a point, the same for all curves.
+    """
+    generator, stretch, points = torch.Generator().manual_seed(0), curves.new_zeros(len(curves)), _some_points(curves)
+    for point in points:
+        probe = torch.randn(curves[:1, 0].shape, generator=generator).to(curves).expand_as(curves[:, 0])
+        pushed = jvp(decoder, curves[:, point].clone(), probe)[1].flatten(1)
+        stretch += pushed.square().sum(1) / (len(points) * probe[0].numel())
+    return _factor(torch.diag_embed(stretch[:, None].expand(-1, curves[0, 0].numel())))
+
+
+def _some_points(curves: Tensor) -> list[int]:
+    return torch.linspace(0, curves.shape[1] - 1, min(_SOME_POINTS, curves.shape[1])).round().long().tolist()
 
 
 def _factor(matrices: Tensor) -> Tensor:

@@ -363,7 +363,7 @@ def test_geodesics_beside_stochman(benchmark, rows, n_pairs: int) -> None:
         spline = curves.CubicSpline(start, end)
         solver.geodesic_minimizing_energy(spline, Decoded(), max_iter=150)
         with torch.no_grad():
-            return spline(torch.linspace(0, 1, 257))
+            return spline(torch.linspace(0, 1, 257)).view(n_pairs, 257, -1)
 
     def ours() -> Tensor:
         return ml.resample(vae.decode, ml.geodesic(vae.decode, start, end).points, 256)
