@@ -190,7 +190,7 @@ def _gradient(objective: Tensor, points: Tensor, distance: Tensor, first: bool) 
     return torch.nan_to_num(torch.autograd.grad(objective.sum(), points)[0])
 
 
-def _differentiable(attribution: Attribution) -> Attribution:
+def _differentiable(attribution: Any) -> Attribution:
     """The attribution, asked to keep its graph where it knows how."""
     if not callable(attribution):
         raise ValueError(f"attribution: got {type(attribution).__name__}, wants a callable (model, inputs, target)")

@@ -243,8 +243,6 @@ def bridges(
     if create_graph:
         rows = torch.arange(len(inputs), device=inputs.device)
         starts = curve.at(rows, inputs.new_zeros(len(inputs)))
-    integral = functools.partial(line_integral, method="trapezoid", n_steps=_BRIDGE_STEPS, size=size)
-    return sum(
-        integral(model, straight_path(last, first), target, create_graph=create_graph)
-        for first, last in ((baselines, starts), (curve.end, inputs))
-    )
+    options = {"method": "trapezoid", "n_steps": _BRIDGE_STEPS, "size": size, "create_graph": create_graph}
+    first = line_integral(model, straight_path(starts, baselines), target, **options)
+    return first + line_integral(model, straight_path(inputs, curve.end), target, **options)
