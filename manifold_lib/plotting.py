@@ -32,8 +32,8 @@ COLOURS = {
     "IG, uniform": _DARK[5],
     "IG, Gaussian": _DARK[9],
     "aligned IG": _DARK[3],
-    "EIG": _PALETTE[1],
-    "MIG": _PALETTE[0],
+    "EIG": _DARK[1],
+    "MIG": _DARK[0],
     "aligned IG, random subspace": _DARK[6],
 }
 _DASHES = {
