@@ -172,7 +172,7 @@ def integrated_gradients(
     path = straight_path(inputs, 0.0 if baselines is None else baselines)
     assert path.displacement is not None
     with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
+        model, size = plan_passes(model, inputs, n_steps, internal_batch_size, exact=True)
         classes = resolve_target(model, inputs, target, size)
         if tolerance is None:
             nodes, weights = rule(method, n_steps, inputs)

@@ -83,7 +83,7 @@ def integrate(
     assert path.end is not None
     info = None
     with left_as_found(model, path.end):
-        model, size = plan_passes(model, path.end, n_steps or usual, internal_batch_size)
+        model, size = plan_passes(model, path.end, n_steps or usual, internal_batch_size, exact=True)
         classes = resolve_target(model, path.end, target, size)
         path = _own_gradients(path, classes)
         if tolerance is not None:

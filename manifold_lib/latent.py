@@ -175,7 +175,7 @@ def _along(
     baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines")
     if not create_graph:
         inputs, baselines = inputs.detach(), baselines.detach()
-    model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
+    model, size = plan_passes(model, inputs, n_steps, internal_batch_size, exact=True)
     classes = resolve_target(model, inputs, target, size)
     with torch.set_grad_enabled(create_graph):
         start, end = encode(vae, baselines, size), encode(vae, inputs, size)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 
 from .checks import check_count
 from .scores import Model, module_of
@@ -21,18 +24,22 @@ _CPU_FORWARD_POINTS, _GPU_FORWARD_POINTS = 64, 1024
 # with fewer points of an image a trial does not pay; a rule by the whole batch would make rounding depend on it
 _WORTH_A_TRIAL = 8
 _TOLERANCE = 1e-3
+# oneDNN works on blocks of 16 channels: in the usual order the gradient of fewer takes two to three times as long
+_BLOCK = 16
 
 
 class _Trial(NamedTuple):
-    """What a few points showed: their scores and gradient, and the bytes that autograd kept for the latter."""
+    """What a few points showed: scores and gradient, the bytes that autograd kept, whether any maximum was pooled."""
 
     results: list[Tensor | None]
     n_bytes: int
+    pools_maxima: bool
 
 
 class _Finding(NamedTuple):
-    """What the trials of a model came to: whether it takes channels-last points, and the bytes for each."""
+    """What the trials of a model came to: whether it pools maxima, takes channels-last points, and their bytes."""
 
+    pools_maxima: bool
     takes_order: bool
     bytes_per_point: int
 
@@ -48,6 +55,7 @@ def plan_passes(
     internal_batch_size: int | None = None,
     *,
     backward: bool = True,
+    exact: bool = False,
 ) -> tuple[Model, int]:
     """The model in the memory order that suits the machine, and how many points to push through it at once.
 
@@ -64,6 +72,10 @@ def plan_passes(
         The user's own number of points, instead of one that fits.
     backward : bool
         Whether gradients are wanted.
+    exact : bool
+        Whether the scores must be those of the usual order to the last bit where the model pools maxima: the other
+        order rounds otherwise, and where windows nearly tie, other pixels win and are given the gradient. Then only
+        gradients are taken in a faster way.
     """
     size = None if internal_batch_size is None else check_count(internal_batch_size, "internal_batch_size")
     if size is None and not backward:
@@ -75,9 +87,12 @@ def plan_passes(
     if size is not None and not orderable:
         return model, size
     finding = _examine(model, inputs, orderable, backward, 3 if internal_batch_size is None else internal_batch_size)
-    if finding.takes_order:
+    if orderable:
         _keep_freed_memory()
-        model = _channels_last(model)
+        if exact and finding.pools_maxima:
+            model = _narrow_gradients_last(model)
+        elif finding.takes_order:
+            model = _channels_last(model)
     return model, size or _fitting(inputs, finding.bytes_per_point)
 
 
@@ -98,7 +113,7 @@ def _examine(model: Model, inputs: Tensor, orderable: bool, backward: bool, most
             takes_order = _agree(first.results, second.results)
     if second is None or not takes_order:
         second = _try(model, more, backward)
-    finding = _Finding(takes_order, second.n_bytes - first.n_bytes)
+    finding = _Finding(first.pools_maxima, takes_order, second.n_bytes - first.n_bytes)
     if all(result is not None and result.isfinite().all() for result in first.results):
         known[case] = finding  # a damaged image says nothing of the next one
     return finding
@@ -130,35 +145,53 @@ def _channels_last(model: Model) -> Model:
     """The model behind a change of its input's memory order."""
 
     def ordered(x: Tensor) -> Tensor:
-        if x.shape[1] == 1:  # one channel is both orders at once; the strides must say which
-            x = x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
-        scores = model(x.contiguous(memory_format=torch.channels_last))
-        if isinstance(scores, Tensor):
-            _order_gradients(scores)
+        scores = model(_ordered(x))
+        for node in _nodes(scores):
+            # the gradient of a flattened map comes in the other order, with which pooling takes five times as long;
+            # the hooks sit on the graph of this one pass, not on the model
+            if node.name().startswith("MaxPool2D"):
+                node.register_prehook(lambda gradients: tuple(g if g is None else _ordered(g) for g in gradients))
         return scores
 
     return ordered
 
 
-def _order_gradients(scores: Tensor) -> None:
-    """Give max pooling its gradient in the order of its input too.
+def _narrow_gradients_last(model: Model) -> Model:
+    """The model, with the gradients of its narrow convolutions taken in channels-last order."""
 
-    The gradient of a flattened map comes in the other order, with which pooling's backward pass takes some five times
-    as long. The hooks sit on the graph of this one pass, not on the model.
-    """
-    waiting, seen = [scores.grad_fn], {None}
+    def scores(x: Tensor) -> Tensor:
+        with _NarrowGradientsLast():
+            return model(x)
+
+    return scores
+
+
+class _NarrowGradientsLast(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        narrow = function is torch.conv2d and len(args) > 1 and len(args[1]) < _BLOCK
+        # a backward pass goes by the order of what the forward pass saved
+        with saved_tensors_hooks(lambda x: x, _ordered) if narrow else contextlib.nullcontext():
+            return function(*args, **(kwargs or {}))
+
+
+def _ordered(x: Tensor) -> Tensor:
+    """The same values in channels-last order; one channel is both orders at once, so its strides must say which."""
+    if x.ndim == 4 and x.shape[1] == 1:
+        return x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def _nodes(scores: object) -> set[torch.autograd.graph.Node]:
+    """All nodes of the graph behind the scores."""
+    waiting, seen = [scores.grad_fn] if isinstance(scores, Tensor) else [], set()
     while waiting:
         node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.name().startswith("MaxPool2D"):
-            node.register_prehook(_in_channels_last)
-        waiting += [parent for parent, _ in node.next_functions]
-
-
-def _in_channels_last(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    return tuple(g if g is None else g.contiguous(memory_format=torch.channels_last) for g in gradients)
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+    return seen
 
 
 def _try(model: Model, points: Tensor, backward: bool) -> _Trial:
@@ -173,10 +206,12 @@ def _try(model: Model, points: Tensor, backward: bool) -> _Trial:
         points = points.clone().requires_grad_(backward)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             scores = model(points)
+        pools_maxima = False
         results: list[Tensor | None] = [scores.detach() if isinstance(scores, Tensor) else None]
         if results[0] is not None and scores.requires_grad:
+            pools_maxima = any("MaxPool" in node.name() for node in _nodes(scores))
             results += torch.autograd.grad(scores.sum(), points, allow_unused=True)
-    return _Trial(results, sum(kept.values()))
+    return _Trial(results, sum(kept.values()), pools_maxima)
 
 
 def _agree(usual: list[Tensor | None], other: list[Tensor | None]) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+from collections.abc import Callable
 
+import captum.attr
 import pytest
 import torch
 from helpers import conv_model, draw, seeded, smooth_model
@@ -18,6 +20,11 @@ from manifold_lib.passes import plan_passes
 def pooled(channels: int = 1) -> nn.Module:
     layers = (nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3), nn.ReLU())
     return seeded(nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(108, 4))).eval()
+
+
+def wide() -> nn.Module:
+    layers = (nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2))
+    return seeded(nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4))).eval()
 
 
 class Viewing(nn.Module):
@@ -144,6 +151,46 @@ def test_nothing_of_the_model_is_converted_or_hooked() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(part._forward_hooks or part._backward_hooks for part in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("make", [ml.lenet, pooled, wide], ids=["LeNet", "narrow", "5 x 5"])
+@pytest.mark.parametrize("n_images", [1, 64])
+def test_pooled_models_keep_captums_float32_to_the_last_digits(make: Callable[[], nn.Module], n_images: int) -> None:
+    """In another order, windows that nearly tie would give their gradient to other pixels: 1e-5 and more."""
+    size = 32 if make is ml.lenet else 16
+    for seed in range(2 if make is ml.lenet else 8):
+        model = seeded(make(), seed).eval()
+        inputs = torch.rand(n_images, 1, size, size, generator=torch.Generator().manual_seed(seed))
+        oracle = captum.attr.IntegratedGradients(model)
+        expected = oracle.attribute(inputs, target=1, n_steps=20, internal_batch_size=max(64, n_images))
+        found = ml.integrated_gradients(model, inputs, 1, n_steps=20)
+        torch.testing.assert_close(found, expected, rtol=0, atol=3e-6 * float(expected.abs().max()))
+        along = ml.integrate(model, ml.straight_path(inputs, 0.0), 1, n_steps=20, method="gausslegendre")
+        torch.testing.assert_close(along, found, rtol=0, atol=3e-6 * float(expected.abs().max()))
+
+
+def test_the_gradient_of_a_narrow_convolution_takes_the_faster_order_and_the_scores_keep_every_bit() -> None:
+    model, inputs = pooled(), images(16)
+    ordered, _ = plan_passes(model, inputs, 1000, exact=True)
+    x = inputs.clone().requires_grad_()
+    scores = ordered(x)
+    assert torch.equal(scores, model(inputs))
+    first = next(node for node in passes._nodes(scores) if node.name() == "ConvolutionBackward0" and kept(node) == 1)
+    assert first._saved_weight.stride()[1] == 1
+    assert first._saved_input.stride() == (256, 1, 16, 1)
+    assert plan_passes(pooled().double(), inputs.double(), 1000, exact=True)[0] is not ordered
+
+
+def kept(node: torch.autograd.graph.Node) -> int:
+    return node._saved_weight.shape[1]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_compiled_and_a_scripted_model_go_through() -> None:
+    model, inputs = pooled(), images()
+    expected = ml.integrated_gradients(model, inputs, 1)
+    for other in (torch.compile(pooled(), backend="eager"), torch.jit.trace(pooled(), inputs)):
+        torch.testing.assert_close(ml.integrated_gradients(other, inputs, 1), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_second_order_goes_through() -> None:
