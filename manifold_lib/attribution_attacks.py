@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -120,7 +120,8 @@ def attribution_attack(
         for rows in chunks:
             bar = runtime.progress_bar(betas, show=progress, desc="attribution attack")
             goal = relevance(target_maps[rows])
-            found.append(_attack(model, inputs[rows], goal, classes[rows], explain, radius[rows], norm, clamp, bar))
+            bound = (radius[rows], norm, clamp)
+            found.append(_attack(model, inputs[rows], goal, classes[rows], attribution, explain, bound, bar))
     points, maps, kept, history = zip(*found, strict=True)
     attack = Attack(torch.cat(points), torch.cat(maps), torch.cat(kept), torch.cat(history, 1))
     warn_non_finite(attack.attributions, "attribution_attack")
@@ -132,17 +133,17 @@ def _attack(
     inputs: Tensor,
     goal: Tensor,
     classes: Tensor,
+    judge: Attribution,
     explain: Attribution,
-    radius: Tensor,
-    norm: str,
-    clamp: tuple[float, float] | None,
-    betas: Any,
+    bound: tuple[Tensor, str, tuple[float, float] | None],
+    betas: Collection[float],
 ) -> Attack:
-    """Some images at once; ``betas`` are the sharpnesses of all steps."""
+    """Some images at once: ``explain`` keeps the graph that ``judge`` needs not; a sharpness for each step."""
+    radius, norm, clamp = bound
     with torch.no_grad():
         clean = model(inputs).log_softmax(1)
     points, best = inputs.clone(), inputs.clone()
-    best_maps = explain(model, inputs, classes).detach()
+    best_maps = judge(model, inputs, classes).detach()
     least, velocity, history = _distance(best_maps, goal), torch.zeros_like(inputs), []
     n_steps = len(betas)
     for i, beta in enumerate(betas):
@@ -154,12 +155,12 @@ def _attack(
             gradient = _gradient(distance + _OUTPUT_WEIGHT * change, points, distance, i == 0)
         history.append(distance.detach())
         velocity = _MOMENTUM * velocity + ascent_direction(gradient, "l2", "sample")
-        share = _STEP_SHARE / n_steps * (1 - i / n_steps) * 2
+        share = 2 * (1 - i / n_steps) * _STEP_SHARE / n_steps  # falls to 0, and all add up to _STEP_SHARE radii
         moved = points.detach() - share * radius * ascent_direction(velocity, norm, "sample")
         points = inputs + into_ball(moved - inputs, radius, norm, "sample")
         points = points if clamp is None else points.clamp(*clamp)
         if (i + 1) % _JUDGED_EVERY == 0 or i + 1 == n_steps:
-            maps = explain(model, points, classes).detach()
+            maps = judge(model, points, classes).detach()
             with torch.no_grad():
                 kept = model(points).argmax(1) == clean.argmax(1)
             distance = _distance(maps, goal)

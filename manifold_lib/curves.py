@@ -127,3 +127,29 @@ def _slopes(n_edges: int) -> Tensor:
         return torch.from_numpy(np.gradient(values, axis=0, edge_order=min(n_edges, 2)))
     times = np.arange(n_edges + 1)
     return torch.from_numpy(CubicSpline(times, values, bc_type="not-a-knot")(times, 1))
+
+
+def knot_basis(n_steps: int, n_knots: int | None, like: Tensor) -> Tensor:
+    """How the points follow the knots, (n_steps + 1, m): the identity, or cubic splines that are 0 at both ends."""
+    if n_knots is None or n_knots >= n_steps - 1:
+        return torch.eye(n_steps + 1, dtype=like.dtype, device=like.device)[:, 1:-1]
+    values = torch.eye(n_knots + 2, dtype=like.dtype, device=like.device)[1:-1]
+    times = torch.linspace(0, 1, n_steps + 1, dtype=like.dtype, device=like.device).expand(n_knots, -1)
+    knots = spline_points(values[:, :, None], times)[:, :, 0].T.contiguous()
+    knots[0], knots[-1] = 0, 0
+    return knots
+
+
+def line_between(start: Tensor, end: Tensor, n_steps: int) -> Tensor:
+    """Points on straight lines, ends included: (B, *latent) twice -> (B, n_steps + 1, *latent)."""
+    t = torch.linspace(0, 1, n_steps + 1, dtype=start.dtype, device=start.device)
+    t = t.view(1, -1, *(1,) * (start.ndim - 1))
+    line = start[:, None] + t * (end - start)[:, None]
+    line[:, -1] = end
+    return line
+
+
+def of_less_energy(decoder: Decoder, points: Tensor, others: Tensor) -> Tensor:
+    """Of each two curves the one of less energy."""
+    better = curve_energy(decoder, points) < curve_energy(decoder, others)
+    return torch.where(better.view(-1, *(1,) * (points.ndim - 1)), points, others)

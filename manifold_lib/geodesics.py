@@ -15,7 +15,16 @@ from torch import Tensor
 
 from . import runtime
 from .checks import check_batch, check_count, check_like, check_positive
-from .curves import curve_energy, curves_at_once, decode_curves, decoded_steps, resample, spline_points
+from .curves import (
+    curve_energy,
+    curves_at_once,
+    decode_curves,
+    decoded_steps,
+    knot_basis,
+    line_between,
+    of_less_energy,
+    resample,
+)
 from .hessian import Preconditioner, mean_metric, mean_stretch
 from .tangent import Decoder, check_mode
 
@@ -24,7 +33,9 @@ _RENEWAL = 12  # iterations after which the Hessian is taken anew
 _SMALLEST_STEP = 2.0**-12
 # The images of a coarser curve can jump over what lies between them: its energy is taken on twice the points.
 _FINE = 32
-_COARSE_SHARE = 0.7  # level l of L ends at the share (l / L)^0.7 of the passes: coarse curves leave little to do
+_COARSE_SHARE = 0.5  # level l of L ends at the share (l / L)^0.5 of the passes: coarse curves leave little to do
+# Of the step that one metric for the whole straight line proposes: beside the line, images change faster than along it.
+_CAREFUL = 1 / 16
 
 
 class Geodesic(NamedTuple):
@@ -92,14 +103,16 @@ def geodesic(
         check_count(n_knots, "n_knots")
     check_mode(decoder)
     start, end = start.detach(), end.detach()
-    size = curves_at_once(_line(start[:1], end[:1], n_steps), internal_batch_size)
+    size = curves_at_once(line_between(start[:1], end[:1], n_steps), internal_batch_size)
     bar = runtime.progress_bar(range(0, len(start), size), show=progress, desc="geodesic")
     found = [
         _solve(decoder, start[i : i + size], end[i : i + size], n_steps, max_iter, tolerance, n_knots) for i in bar
     ]
     points, iterations, converged = (torch.cat(part) for part in zip(*found, strict=True))
     if not converged.all() and max_iter:
-        _warn(f"{int((~converged).sum())} of {len(converged)} curves had not converged after {max_iter} iterations")
+        n_open = int((~converged).sum())
+        message = f"geodesic: {n_open} of {len(converged)} curves had not converged after {max_iter} iterations"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
     steps = decoded_steps(decoder, points, internal_batch_size)
     return Geodesic(points, steps.square().sum(1) * n_steps / 2, steps.sum(1), iterations, converged)
 
@@ -108,39 +121,33 @@ def _solve(
     decoder: Decoder, start: Tensor, end: Tensor, n_steps: int, max_iter: int, tolerance: float, n_knots: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points, iterations and convergence of a few curves, level by level."""
-    line = _line(start, end, n_steps)
+    line = line_between(start, end, n_steps)
     _check_finite(decoder, line)
     iterations = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     if not max_iter:
         return line, iterations, torch.zeros_like(iterations, dtype=torch.bool)
     if max_iter < 2 * _COARSEST:  # so few passes pay neither for levels nor for Jacobians
-        metric, knots = mean_stretch(decoder, line), _knots(n_steps, n_knots, line)
-        return _descend(decoder, line, knots, max_iter, tolerance, iterations, metric)
+        metric, knots = mean_stretch(decoder, line), knot_basis(n_steps, n_knots, line)
+        return _descend(decoder, line, knots, max_iter, tolerance, iterations, metric, _CAREFUL)
     levels = [n_steps]
     while levels[0] >= 2 * _COARSEST:
         levels.insert(0, levels[0] // 2)
     points, metric, converged = line, None, None
     for index, level in enumerate(levels):
         n_seen = 2 * level if level < _FINE else level
-        straight = _line(start, end, n_seen)
-        points = straight if index == 0 else _better(decoder, resample(decoder, points, n_seen), straight)
+        straight = line_between(start, end, n_seen)
+        points = straight if index == 0 else of_less_energy(decoder, resample(decoder, points, n_seen), straight)
         if index <= 1:
             # a coarse solution says more of the metric on the way than the straight line does
             metric = mean_metric(decoder, points, stretch_only=index == 0 and len(levels) > 1)
         last = level == n_steps
         budget = max_iter if last else int(max_iter * ((index + 1) / len(levels)) ** _COARSE_SHARE)
-        knots = _knots(n_seen, level - 1 if n_knots is None else n_knots, points)
+        knots = knot_basis(n_seen, level - 1 if n_knots is None else n_knots, points)
         goal = tolerance if last else 10 * tolerance
         points, iterations, converged = _descend(decoder, points, knots, budget, goal, iterations, metric)
     assert converged is not None
-    points = _better(decoder, resample(decoder, points, n_steps), points[:, :: points.shape[1] // n_steps])
-    return _better(decoder, points, line), iterations, converged
-
-
-def _better(decoder: Decoder, points: Tensor, others: Tensor) -> Tensor:
-    """Of each two curves the one of less energy."""
-    better = curve_energy(decoder, points) < curve_energy(decoder, others)
-    return torch.where(better.view(-1, *(1,) * (points.ndim - 1)), points, others)
+    points = of_less_energy(decoder, resample(decoder, points, n_steps), points[:, :: points.shape[1] // n_steps])
+    return of_less_energy(decoder, points, line), iterations, converged
 
 
 def _descend(
@@ -151,6 +158,7 @@ def _descend(
     tolerance: float,
     iterations: Tensor,
     metric: Tensor | None,
+    first_step: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Preconditioned conjugate gradients on the energy; a rejected curve retries a smaller step in the next pass.
 
@@ -167,7 +175,7 @@ def _descend(
     iterations += 1
     direction = -precondition(gradient, everything)
     decrement = -_dot(gradient, direction)
-    slope, step = -decrement, torch.ones_like(energy)
+    slope, step = -decrement, torch.full_like(energy, first_step)
     renewal = iterations + _RENEWAL
     quiet = torch.zeros_like(iterations)
     # of a curve that goes nowhere, only the rounding of its images is left
@@ -235,25 +243,6 @@ def _curve(base: Tensor, knots: Tensor, offset: Tensor) -> Tensor:
     return base + (knots @ offset).unflatten(2, base.shape[2:])
 
 
-def _knots(n_steps: int, n_knots: int | None, like: Tensor) -> Tensor:
-    """How the points follow the knots, (n_steps + 1, m): the identity, or cubic splines that are 0 at both ends."""
-    if n_knots is None or n_knots >= n_steps - 1:
-        return torch.eye(n_steps + 1, dtype=like.dtype, device=like.device)[:, 1:-1]
-    values = torch.eye(n_knots + 2, dtype=like.dtype, device=like.device)[1:-1]
-    times = torch.linspace(0, 1, n_steps + 1, dtype=like.dtype, device=like.device).expand(n_knots, -1)
-    knots = spline_points(values[:, :, None], times)[:, :, 0].T.contiguous()
-    knots[0], knots[-1] = 0, 0
-    return knots
-
-
-def _line(start: Tensor, end: Tensor, n_steps: int) -> Tensor:
-    t = torch.linspace(0, 1, n_steps + 1, dtype=start.dtype, device=start.device)
-    t = t.view(1, -1, *(1,) * (start.ndim - 1))
-    line = start[:, None] + t * (end - start)[:, None]
-    line[:, -1] = end
-    return line
-
-
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum((1, 2))
 
@@ -265,7 +254,3 @@ def _check_finite(decoder: Decoder, points: Tensor) -> None:
             f"decoder: got NaN or infinity on the straight line of curves {bad.nonzero().flatten().tolist()[:8]}, "
             "wants finite images"
         )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(f"geodesic: {message}", RuntimeWarning, stacklevel=3)

@@ -69,23 +69,12 @@ def enhanced_ig(
         return straight_path(end, start)
 
     integral = functools.partial(line_integral, method=method, n_steps=check_count(n_steps, "n_steps"))
+    options = {"n_steps": n_steps, "bridge": bridge, "internal_batch_size": internal_batch_size}
+    options |= {"create_graph": create_graph, "with_delta": return_convergence_delta}
     with left_as_found(model, check_batch(inputs)):
-        found = _along(
-            model,
-            inputs,
-            target,
-            vae,
-            baselines,
-            line,
-            integral,
-            n_steps,
-            bridge,
-            internal_batch_size,
-            return_convergence_delta,
-            create_graph,
-        )
-    warn_non_finite(found[0], "enhanced_ig")
-    return found if return_convergence_delta else found[0]
+        found = _along(model, inputs, target, vae, baselines, line, integral, **options)
+        warn_non_finite(found[0], "enhanced_ig")
+        return found if return_convergence_delta else found[0]
 
 
 def manifold_ig(
@@ -138,23 +127,12 @@ def manifold_ig(
     integral = functools.partial(line_integral, method="trapezoid", n_steps=n_steps)
     if published:
         integral, bridge = functools.partial(_chord_times_mean, n_steps=n_steps), False
+    options = {"n_steps": n_steps, "bridge": bridge, "internal_batch_size": internal_batch_size}
+    options |= {"create_graph": create_graph, "with_delta": return_convergence_delta}
     with left_as_found(model, check_batch(inputs)):
-        found = _along(
-            model,
-            inputs,
-            target,
-            vae,
-            baselines,
-            curve,
-            integral,
-            n_steps,
-            bridge,
-            internal_batch_size,
-            return_convergence_delta,
-            create_graph,
-        )
-    warn_non_finite(found[0], "manifold_ig")
-    return found if return_convergence_delta else found[0]
+        found = _along(model, inputs, target, vae, baselines, curve, integral, **options)
+        warn_non_finite(found[0], "manifold_ig")
+        return found if return_convergence_delta else found[0]
 
 
 def _along(
@@ -165,13 +143,14 @@ def _along(
     baselines: Tensor | float | None,
     build: Callable[[Tensor, Tensor], Path],
     integral: Callable[..., Tensor],
+    *,
     n_steps: int,
     bridge: bool,
     internal_batch_size: int | None,
-    return_convergence_delta: bool,
     create_graph: bool,
+    with_delta: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Attributions and deltas along the decoded path that ``build`` makes of the latents of baselines and inputs."""
+    """Attributions, and deltas if wanted, along the decoded path that ``build`` makes of both ends' latents."""
     baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines")
     if not create_graph:
         inputs, baselines = inputs.detach(), baselines.detach()
@@ -183,10 +162,8 @@ def _along(
     attributions = integral(model, curve, classes, size=size, create_graph=create_graph)
     if bridge:
         attributions = attributions + bridges(model, inputs, baselines, curve, classes, size, create_graph)
-    delta = inputs.new_zeros(len(inputs))
-    if return_convergence_delta:
-        delta = attributions.detach().flatten(1).sum(1) - score_change(model, inputs, baselines, classes, size)
-    return attributions, delta
+    delta = attributions.detach().flatten(1).sum(1)
+    return attributions, delta - score_change(model, inputs, baselines, classes, size) if with_delta else delta
 
 
 def _chord_times_mean(

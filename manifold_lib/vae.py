@@ -17,7 +17,30 @@ def _he(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-class VAE(nn.Module):
+class _Variational(nn.Module):
+    """What the variational autoencoders share: a normal posterior, and images of Bernoulli pixels."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+
+    def posterior(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | x), each (B, *latent)."""
+        mean, log_variance = self.encoder(inputs).chunk(2, dim=1)
+        return mean, log_variance
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Posterior mean, (B, *shape) -> (B, *latent)."""
+        return self.posterior(inputs)[0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images in [0, 1], (B, *latent) -> (B, *shape)."""
+        return torch.sigmoid(self.decoder(latents))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.decode(self.encode(inputs))
+
+
+class VAE(_Variational):
     """Variational autoencoder for (B, channels, 32, 32) images in [0, 1], architecture of Burgess et al. (2018).
 
     Parameters
@@ -50,21 +73,12 @@ class VAE(nn.Module):
         )
         self.apply(_he)
 
-    def posterior(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | x), each (B, k)."""
-        mean, log_variance = self.encoder(inputs).chunk(2, dim=1)
-        return mean, log_variance
 
-    def encode(self, inputs: Tensor) -> Tensor:
-        """Posterior mean, (B, channels, 32, 32) -> (B, k)."""
-        return self.posterior(inputs)[0]
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images in [0, 1], (B, k) -> (B, channels, 32, 32)."""
-        return torch.sigmoid(self.decoder(latents))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.decode(self.encode(inputs))
+def _drawn(vae: VAE | ConvVAE, inputs: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents from the posterior by z = μ + σ ε, with μ and the logarithm of σ²."""
+    mean, log_variance = vae.posterior(inputs)
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    return mean + noise * torch.exp(0.5 * log_variance), mean, log_variance
 
 
 def _normal_log_density(values: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -111,9 +125,7 @@ def beta_tcvae_loss(
     Tensor
         Scalar mean over the batch.
     """
-    mean, log_variance = vae.posterior(inputs)
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-    latents = mean + noise * torch.exp(0.5 * log_variance)
+    latents, mean, log_variance = _drawn(vae, inputs, generator)
     reconstruction = reconstruction_nats(vae.decoder(latents), inputs)
 
     log_q_zx = _normal_log_density(latents, mean, log_variance).sum(1)
@@ -141,7 +153,7 @@ def _stratified_log_weights(batch: int, n_data: int) -> Tensor:
     return weights.log()
 
 
-class ConvVAE(nn.Module):
+class ConvVAE(_Variational):
     """Variational autoencoder whose latent is a small map, for images (B, channels, s, s) in [0, 1].
 
     After the VAE of paper 3 (residual, convolutional, latent 64×12×12 there), a hundredth of its size. SiLU throughout:
@@ -170,29 +182,12 @@ class ConvVAE(nn.Module):
         )
         self.apply(_he)
 
-    def posterior(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | x), each (B, latent_channels, s / 2ⁿ, s / 2ⁿ)."""
-        mean, log_variance = self.encoder(inputs).chunk(2, dim=1)
-        return mean, log_variance
-
-    def encode(self, inputs: Tensor) -> Tensor:
-        """Posterior mean."""
-        return self.posterior(inputs)[0]
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images in [0, 1], (B, channels, s, s)."""
-        return torch.sigmoid(self.decoder(latents))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.decode(self.encode(inputs))
-
 
 def elbo_loss(vae: ConvVAE, inputs: Tensor, *, beta: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """Reconstruction + β · KL in nats per image, the mean over the batch: a scalar (Kingma & Welling 2014)."""
-    mean, log_variance = vae.posterior(inputs)
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-    logits = vae.decoder(mean + noise * torch.exp(0.5 * log_variance))
-    return (reconstruction_nats(logits, inputs) + beta * kl_nats(mean, log_variance).flatten(1).sum(1)).mean()
+    latents, mean, log_variance = _drawn(vae, inputs, generator)
+    kl = kl_nats(mean, log_variance).flatten(1).sum(1)
+    return (reconstruction_nats(vae.decoder(latents), inputs) + beta * kl).mean()
 
 
 class Autoencoder(nn.Module):

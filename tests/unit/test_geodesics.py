@@ -13,7 +13,7 @@ from scipy.integrate import solve_bvp
 from torch import Tensor, nn
 
 import manifold_lib as ml
-from manifold_lib import curves, geodesics, hessian, metric
+from manifold_lib import curves, geodesics, hessian, metric, zoo
 
 
 def sphere(z: Tensor) -> Tensor:
@@ -147,8 +147,8 @@ def test_the_energy_never_rises_and_the_ends_stay() -> None:
 @pytest.mark.parametrize("n_knots", [5, 11])
 def test_within_a_level_the_energy_never_rises(n_knots: int) -> None:
     decoder, start, end = image_decoder(), draw(6, 4, seed=1), draw(6, 4, seed=2)
-    line = geodesics._line(start, end, 12)
-    knots, energies = geodesics._knots(12, n_knots, line), [ml.curve_energy(decoder, line)]
+    line = curves.line_between(start, end, 12)
+    knots, energies = curves.knot_basis(12, n_knots, line), [ml.curve_energy(decoder, line)]
     for max_iter in range(2, 40):
         passes = torch.zeros(6, dtype=torch.int64)
         found = geodesics._descend(decoder, line, knots, max_iter, 1e-12, passes, None)[0]
@@ -167,7 +167,7 @@ def test_a_coarse_curve_does_not_jump_over_a_barrier() -> None:
     start, end = torch.tensor([[-1.0, 0.0]]).double(), torch.tensor([[1.0, 0.05]]).double()
     found = ml.geodesic(decoder, start, end, n_steps=4, max_iter=60)
     fine = ml.curve_energy(decoder, ml.resample(decoder, found.points, 256))
-    assert fine < ml.curve_energy(decoder, geodesics._line(start, end, 256))
+    assert fine < ml.curve_energy(decoder, curves.line_between(start, end, 256))
 
 
 def test_reversal_and_affine_reparametrisation() -> None:
@@ -199,7 +199,7 @@ def test_a_batch_is_its_curves_one_by_one() -> None:
 def test_the_gradient_is_that_of_the_energy() -> None:
     decoder = image_decoder()
     base = draw(2, 7, 4)
-    knots = geodesics._knots(6, None, base)
+    knots = curves.knot_basis(6, None, base)
     offset = draw(2, 5, 4, seed=9).requires_grad_()
     points = base + torch.nn.functional.pad(offset, (0, 0, 1, 1))
     images = decoder(points.flatten(0, 1)).flatten(1).view(2, 7, -1)
@@ -214,7 +214,7 @@ def test_the_gradient_is_that_of_the_energy() -> None:
 @pytest.mark.parametrize("n_knots", [None, 3])
 def test_the_gauss_newton_hessian_is_that_of_a_linear_decoder(n_knots: int | None) -> None:
     matrix, base = draw(3, 7), draw(2, 7, 3, seed=2)
-    knots = geodesics._knots(6, n_knots, base)
+    knots = curves.knot_basis(6, n_knots, base)
     m = knots.shape[1]
 
     def energy(offset: Tensor) -> Tensor:
@@ -256,6 +256,19 @@ def test_identical_ends_stay_where_they_are() -> None:
 def test_a_decoder_that_gives_nan_is_named() -> None:
     with pytest.raises(ValueError, match=r"decoder: got NaN .* curves \[1\]"):
         ml.geodesic(lambda z: z.log(), torch.ones(2, 3), torch.tensor([[2.0, 2, 2], [-1.0, 2, 2]]))
+
+
+@pytest.mark.parametrize("name", ["mnist32-vae", "fashion32-vae"])
+@pytest.mark.filterwarnings("ignore:geodesic")
+def test_two_passes_already_shorten_most_curves_between_images(name: str) -> None:
+    vae, (start, end) = zoo.load(name), torch.randn(2, 32, 10, generator=torch.Generator().manual_seed(3))
+    straight = ml.curve_energy(vae.decode, curves.line_between(start, end, 19))
+    found = ml.geodesic(vae.decode, start, end, n_steps=19, max_iter=2)
+    assert (found.iterations <= 2).all()
+    ratio = found.energy / straight
+    assert ratio.max() <= 1
+    assert ratio.mean() < 0.95
+    assert (ratio < 1 - 1e-6).float().mean() > 0.6
 
 
 def test_what_has_not_converged_is_flagged_and_warned_once() -> None:
