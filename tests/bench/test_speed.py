@@ -70,9 +70,10 @@ def draw(table: pd.DataFrame, folder: Path) -> None:
     best = others.groupby(["line", "B"], sort=False)["ratio"].min().reset_index()
     lines = list(dict.fromkeys(best["line"]))[::-1]
     fig, axis = plt.subplots(figsize=(plotting.WIDTH, 0.19 * len(lines) + 0.9))
-    for n_images, marker, colour in zip(
-        (1, 16, 64), "os^", ("gradient", "averaged gradient", "SmoothGrad"), strict=True
-    ):
+    marks = zip(
+        (1, 16, 32, 64), "osD^", ("gradient", "averaged gradient", "robust gradient", "SmoothGrad"), strict=True
+    )
+    for n_images, marker, colour in marks:
         part = best[best["B"] == n_images]
         places = [lines.index(line) for line in part["line"]]
         axis.plot(part["ratio"], places, marker, ms=4.5, color=plotting.colour(colour), label=f"B = {n_images}")
@@ -85,7 +86,7 @@ def draw(table: pd.DataFrame, folder: Path) -> None:
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set_yticks(range(len(lines)), lines, fontsize=7)
     axis.grid(axis="y", lw=0.4, alpha=0.6)
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
     fig.savefig(folder / "bench.png", dpi=160, metadata={"Software": None})
     plt.close(fig)
 
