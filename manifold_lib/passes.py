@@ -86,28 +86,29 @@ def plan_passes(
     orderable &= n_per_image >= _WORTH_A_TRIAL
     if size is not None and not orderable:
         return model, size
-    finding = _examine(model, inputs, orderable, backward, 3 if internal_batch_size is None else internal_batch_size)
+    most = 3 if internal_batch_size is None else internal_batch_size
+    finding = _examine(model, inputs, most, orderable=orderable, backward=backward, exact=exact)
     if orderable:
         _keep_freed_memory()
-        if exact and finding.pools_maxima:
-            model = _narrow_gradients_last(model)
-        elif finding.takes_order:
+        if finding.takes_order:
             model = _channels_last(model)
+        elif exact and finding.pools_maxima:
+            model = _narrow_gradients_last(model)
     return model, size or _fitting(inputs, finding.bytes_per_point)
 
 
-def _examine(model: Model, inputs: Tensor, orderable: bool, backward: bool, most: int) -> _Finding:
+def _examine(model: Model, inputs: Tensor, most: int, *, orderable: bool, backward: bool, exact: bool) -> _Finding:
     """Try a few points, at most ``most`` at once; what a module showed before holds while its parts are the same."""
     module = module_of(model)
     known = {} if module is None else _FINDINGS.setdefault(module, {})
     parts = () if module is None else tuple((type(part), part.training) for part in module.modules())
     case = (getattr(model, "__func__", None), parts, inputs.shape[1:], inputs.dtype, inputs.device)
-    case += (orderable, backward, min(most, 3))
+    case += (orderable, backward, exact, min(most, 3))
     if case in known:
         return known[case]
     fewer, more = (inputs.detach()[:1].expand(min(n, most), *inputs.shape[1:]) for n in (2, 3))
     first, second, takes_order = _try(model, fewer, backward), None, False
-    if orderable:
+    if orderable and not (exact and first.pools_maxima):
         with contextlib.suppress(RuntimeError):
             second = _try(_channels_last(model), more, backward)
             takes_order = _agree(first.results, second.results)
