@@ -12,7 +12,7 @@ from torch import Tensor
 from .checks import check_batch, check_choice, check_like, check_map, warn_non_finite
 from .passes import plan_passes
 from .paths import column
-from .scores import Model, left_as_found, resolve_target, score_change
+from .scores import Model, checked_scores, left_as_found, resolve_target, score_change, target_from
 
 _LEAST_CHANGE = 0.05
 
@@ -151,15 +151,19 @@ def insertion_deletion(
     with left_as_found(model, inputs), torch.no_grad():
         n_per_image = len(counts) * len(kinds)
         model, size = plan_passes(model, inputs, n_per_image, internal_batch_size, backward=False)
-        classes = resolve_target(model, inputs, target, size)
-        if classes is None:
-            raise ValueError("model: got scores (B,), wants logits (B, C)")
+        # classes that are given are checked on the first scores: points of their own are a tenth of one image's time
+        classes = resolve_target(model, inputs, None, size) if target is None else None
         chunks = torch.arange(len(inputs) * len(counts), device=inputs.device).split(size)
         for kind in kinds:
             values = []
             for pair in chunks:
                 rows, n_gone = pair // len(counts), counts[pair % len(counts)]
-                values.append(_scored(model, inputs, ranks, classes, rows, n_gone, value, kind, score))
+                logits = checked_scores(model(_replaced(inputs, ranks, rows, n_gone, value, kind)), len(rows))
+                if classes is None:
+                    classes = target_from(logits, target, len(inputs))
+                if classes is None:
+                    raise ValueError("model: got scores (B,), wants logits (B, C)")
+                values.append(_judged(logits, classes[rows], score))
             curve = torch.cat(values).view(len(inputs), len(counts))
             finite = torch.isfinite(attributions).flatten(1).all(1, keepdim=True)
             found[kind] = curve.where(finite, torch.nan)
@@ -167,18 +171,8 @@ def insertion_deletion(
     return Curves(torch.tensor(shares, dtype=inputs.dtype, device=inputs.device), **found)
 
 
-def _scored(
-    model: Model,
-    inputs: Tensor,
-    ranks: Tensor,
-    classes: Tensor,
-    rows: Tensor,
-    counts: Tensor,
-    fill: str | Tensor,
-    kind: str,
-    score: str,
-) -> Tensor:
-    """Scores of some images, ``counts`` units of each replaced."""
+def _replaced(inputs: Tensor, ranks: Tensor, rows: Tensor, counts: Tensor, fill: str | Tensor, kind: str) -> Tensor:
+    """Some images, ``counts`` units of each replaced."""
     x, order = inputs[rows], ranks[rows]
     # rank 0 is the most relevant
     gone = order < counts[:, None] if kind == "deletion" else order >= ranks.shape[1] - counts[:, None]
@@ -186,16 +180,18 @@ def _scored(
         gone.view(-1, *inputs.shape[1:]) if order.shape[1] == inputs[0].numel() else gone.view(-1, 1, *inputs.shape[2:])
     )
     if isinstance(fill, Tensor):
-        other = fill[rows]
-    else:
-        left = (~gone).expand_as(x)
-        n_left = left.flatten(1).sum(1)
-        mean = (x * left).flatten(1).sum(1) / n_left
-        other = column(torch.where(n_left > 0, mean, x.flatten(1).mean(1)), x)
-    logits = model(torch.where(gone, other, x))
+        return torch.where(gone, fill[rows], x)
+    left = (~gone).expand_as(x)
+    n_left = left.flatten(1).sum(1)
+    mean = (x * left).flatten(1).sum(1) / n_left
+    return torch.where(gone, column(torch.where(n_left > 0, mean, x.flatten(1).mean(1)), x), x)
+
+
+def _judged(logits: Tensor, classes: Tensor, score: str) -> Tensor:
+    """The score of each row: (N, C) -> (N,)."""
     if score == "accuracy":
-        return (logits.argmax(1) == classes[rows]).to(x.dtype)
-    return logits.softmax(1).gather(1, classes[rows, None])[:, 0]
+        return (logits.argmax(1) == classes).to(logits.dtype)
+    return logits.softmax(1).gather(1, classes[:, None])[:, 0]
 
 
 def _ranks(attributions: Tensor, rank: str, unit: str) -> Tensor:

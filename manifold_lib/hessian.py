@@ -11,7 +11,8 @@ from .tangent import Decoder, decoder_jacobian
 # With more latents than these a Jacobian at each point, or at a few points, costs more than the passes it saves.
 _MOST_FOR_ALL_POINTS, _MOST_FOR_SOME = 16, 128
 _SOME_POINTS = 3
-_RIDGE = 3e-3
+# Shares of the mean diagonal. Where the metric is a mean over the curve, weak directions are known less well.
+_RIDGE, _RIDGE_OF_MEAN = 1e-3, 3e-3
 
 
 class Preconditioner:
@@ -64,7 +65,7 @@ def gauss_newton(decoder: Decoder, curves: Tensor, knots: Tensor) -> Tensor:
     hessian = torch.einsum("im,ip,bikl->bmkpl", knots, knots, twice)
     across = torch.einsum("im,ip,bikl->bmkpl", knots[:-1], knots[1:], mixed)
     hessian = (n_points - 1) * (hessian - across - across.permute(0, 3, 4, 1, 2))
-    return _factor(hessian.flatten(1, 2).flatten(2, 3))
+    return _factor(hessian.flatten(1, 2).flatten(2, 3), _RIDGE)
 
 
 def mean_metric(decoder: Decoder, curves: Tensor, *, stretch_only: bool = False) -> Tensor | None:
@@ -82,7 +83,7 @@ def mean_metric(decoder: Decoder, curves: Tensor, *, stretch_only: bool = False)
     for point in points:
         jacobian = decoder_jacobian(decoder, curves[:, point])
         metric += jacobian.mT @ jacobian / len(points)
-    return _factor(metric)
+    return _factor(metric, _RIDGE_OF_MEAN)
 
 
 def mean_stretch(decoder: Decoder, curves: Tensor) -> Tensor:
@@ -95,14 +96,14 @@ def mean_stretch(decoder: Decoder, curves: Tensor) -> Tensor:
         probe = torch.randn(curves[:1, 0].shape, generator=generator).to(curves).expand_as(curves[:, 0])
         pushed = jvp(decoder, curves[:, point].clone(), probe)[1].flatten(1)
         stretch += pushed.square().sum(1) / (len(points) * probe[0].numel())
-    return _factor(torch.diag_embed(stretch[:, None].expand(-1, curves[0, 0].numel())))
+    return _factor(torch.diag_embed(stretch[:, None].expand(-1, curves[0, 0].numel())), _RIDGE_OF_MEAN)
 
 
 def _some_points(curves: Tensor) -> list[int]:
     return torch.linspace(0, curves.shape[1] - 1, min(_SOME_POINTS, curves.shape[1])).round().long().tolist()
 
 
-def _factor(matrices: Tensor) -> Tensor:
+def _factor(matrices: Tensor, ridge: float) -> Tensor:
     diagonal = matrices.diagonal(dim1=1, dim2=2)
-    ridge = _RIDGE * diagonal.mean(1, keepdim=True).clamp_min(torch.finfo(matrices.dtype).tiny)
-    return torch.linalg.cholesky(matrices + torch.diag_embed(ridge.expand_as(diagonal)))
+    added = ridge * diagonal.mean(1, keepdim=True).clamp_min(torch.finfo(matrices.dtype).tiny)
+    return torch.linalg.cholesky(matrices + torch.diag_embed(added.expand_as(diagonal)))

@@ -83,17 +83,23 @@ def resolve_target(model: Model, inputs: Tensor, target: int | Tensor | None, si
     # two rows, since batch norm in train mode refuses one
     rows = inputs if target is None else inputs[:1].expand(min(2, size), *inputs.shape[1:])
     with torch.no_grad():
-        scores = torch.cat([_checked(model(chunk.clone()), len(chunk)) for chunk in rows.split(size)])
+        scores = torch.cat([checked_scores(model(chunk.clone()), len(chunk)) for chunk in rows.split(size)])
+    return target_from(scores, target, len(inputs))
+
+
+def target_from(scores: Tensor, target: int | Tensor | None, batch: int) -> Tensor | None:
+    """What :func:`resolve_target` returns, of scores at hand: those of all inputs where ``target`` is None."""
     if scores.ndim == 1:
         if target is not None:
             raise ValueError(f"target: got {target!r}, wants None for a model that returns scores (B,)")
         return None
     if target is None:
         return scores.argmax(1)
-    return check_target(target, len(inputs), scores.shape[1], inputs.device)
+    return check_target(target, batch, scores.shape[1], scores.device)
 
 
-def _checked(scores: Tensor, batch: int) -> Tensor:
+def checked_scores(scores: Tensor, batch: int) -> Tensor:
+    """What a model returned, if it is (B, C) or (B,)."""
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     if not isinstance(scores, Tensor) or scores.ndim not in (1, 2) or len(scores) != batch:
         raise ValueError(f"model: got scores {shape}, wants (B, C) or (B,) with B = {batch}")
