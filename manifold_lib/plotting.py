@@ -141,7 +141,9 @@ def plot_maps(
                 drawn = axis.imshow(_pixels(value), cmap=DIVERGING, vmin=-limit, vmax=limit)
             _bare(axis)
         for axis, note in zip(line, (notes or {}).get(name, ()), strict=False):
-            axis.text(0.97, 0.03, note, transform=axis.transAxes, ha="right", va="bottom", fontsize=6.5)
+            ground = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 0.8}
+            place = {"transform": axis.transAxes, "ha": "right", "va": "bottom"}
+            axis.text(0.975, 0.03, note, fontsize=6.5, bbox=ground, **place)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     for axis, title in zip(axes[0], titles or [], strict=False):
         axis.set_title(title, fontsize=6.5, pad=3)

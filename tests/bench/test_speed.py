@@ -230,10 +230,11 @@ def test_guided_ig_beside_saliency(benchmark, rows, monkeypatch, name: str, n_im
     race(benchmark, rows, f"Guided IG {n_steps}, {name}", n_images, contestants, saliency=n_images)
 
 
+@pytest.mark.parametrize("name", ["LeNet", "LeNet-5"])
 @pytest.mark.parametrize("n_images", [1, 16, 64])
-def test_deletion_beside_quantus(benchmark, rows, n_images: int) -> None:
+def test_deletion_beside_quantus(benchmark, rows, n_images: int, name: str) -> None:
     quantus = pytest.importorskip("quantus")
-    model, inputs, target = problem(ml.lenet, n_images)
+    model, inputs, target = problem(MODELS[name], n_images)
     attributions = ml.integrated_gradients(model, inputs, target, n_steps=8)
     metric = quantus.PixelFlipping(
         features_in_step=32,
@@ -264,7 +265,7 @@ def test_deletion_beside_quantus(benchmark, rows, n_images: int) -> None:
         return curves.deletion
 
     agree(ours(), flipping().float(), 1e-3)
-    race(benchmark, rows, "deletion, 32 ratios, LeNet", n_images, {"ours": ours, "quantus": flipping})
+    race(benchmark, rows, f"deletion, 32 ratios, {name}", n_images, {"ours": ours, "quantus": flipping})
 
 
 @pytest.mark.parametrize("n_images", [1, 16, 64])
