@@ -69,7 +69,8 @@ def adaptive_integral(
     delta = end.new_zeros(len(end))
     counts = torch.zeros(len(end), dtype=torch.int64, device=end.device)
     converged = torch.zeros(len(end), dtype=torch.bool, device=end.device)
-    for block in torch.arange(len(end), device=end.device).split(size):
+    # points and gradients of a block are kept, so it has only as many images as make one pass at the start
+    for block in torch.arange(len(end), device=end.device).split(max(size // (n_first + 1), 1)):
         own = None if target is None else target[block]
         part = Path(
             lambda rows, t, block=block: path.at(block[rows], t),
@@ -79,12 +80,12 @@ def adaptive_integral(
         results = _integrate_block(model, part, own, tolerance, n_first, most, size, average)
         for whole, piece in zip((total, delta, counts, converged), results, strict=True):
             whole[block] = piece
-    if not converged.all():
+    late = int((~converged & torch.isfinite(delta)).sum())  # NaN is counted elsewhere
+    if late:
         warnings.warn(
-            f"integrate: {int((~converged).sum())} of {len(end)} images not converged to tolerance {tolerance:g} "
-            f"within {most} segments",
+            f"integrate: {late} of {len(end)} images not converged to tolerance {tolerance:g} within {most} segments",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     return total, Info(delta, counts, converged)
 

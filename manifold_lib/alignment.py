@@ -43,7 +43,7 @@ def projection_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tens
     """
     baselines = starts
     while True:
-        average = _average(search, inputs, baselines, target)
+        average = _average(search, inputs, baselines, target, graph=False)
         values = average * (inputs - baselines)
         inside = torch.einsum("bdk,bk->bd", basis, torch.einsum("bdk,bd->bk", basis, values.flatten(1)))
         yield baselines, _share(values, inside.norm(dim=1)), inputs.new_zeros(len(inputs))
@@ -70,7 +70,8 @@ def gradient_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor
         variable.requires_grad_()
         with torch.enable_grad():
             baselines = variable if search.decode is None else search.decode(variable)
-            values = _average(search, inputs, baselines, target) * (inputs - baselines)
+            average = _average(search, inputs, baselines, target, graph=not search.stop_gradient)
+            values = average * (inputs - baselines)
             inside = torch.einsum("bdk,bd->bk", basis, values.flatten(1)).norm(dim=1)
             fraction = objective = _share(values, inside)
             violation = torch.zeros_like(fraction)
@@ -91,9 +92,8 @@ def gradient_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor
             variable = variable.clamp(*search.clamp)
 
 
-def _average(search: Search, inputs: Tensor, baselines: Tensor, target: Tensor | None) -> Tensor:
+def _average(search: Search, inputs: Tensor, baselines: Tensor, target: Tensor | None, *, graph: bool) -> Tensor:
     """h, by midpoint nodes; with a graph only where it is to be differentiated."""
-    graph = torch.is_grad_enabled() and not search.stop_gradient
     nodes, weights = rule("midpoint", search.n_steps, inputs)
     path = straight_path(inputs, baselines if graph else baselines.detach())
     size = len(inputs) * search.n_steps

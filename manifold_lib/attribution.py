@@ -229,8 +229,9 @@ def expected_gradients(
     drawn = torch.randint(len(references), (n_samples,), generator=generator, device=device).to(inputs.device)
     times = torch.rand(n_samples, generator=generator, device=device, dtype=inputs.dtype).to(inputs.device)
     inputs, references = inputs.detach(), references.detach()
-    attributions, delta = torch.zeros_like(inputs), None
+    delta = None
     with left_as_found(model, inputs):
+        attributions = torch.zeros_like(inputs)
         model, size = plan_passes(model, inputs, n_samples, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         for rows, index in pairs(len(inputs), n_samples, size, inputs.device):

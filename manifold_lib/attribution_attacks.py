@@ -15,7 +15,15 @@ from torch.overrides import TorchFunctionMode
 
 from . import runtime
 from .attacks import ascent_direction, into_ball, radius_of
-from .checks import check_batch, check_choice, check_count, check_map, check_positive, check_range, warn_non_finite
+from .checks import (
+    check_batch,
+    check_choice,
+    check_count,
+    check_map,
+    check_positive,
+    check_range,
+    warn_non_finite,
+)
 from .metrics import relevance
 from .scores import Model, left_as_found, resolve_target
 
@@ -143,8 +151,12 @@ def _attack(
     with torch.no_grad():
         clean = model(inputs).log_softmax(1)
     points, best = inputs.clone(), inputs.clone()
+    # what lies beyond ``clamp`` already may stay there: to move it would leave the ball
+    low, high = (None, None) if clamp is None else (inputs.clamp_max(clamp[0]), inputs.clamp_min(clamp[1]))
     best_maps = judge(model, inputs, classes).detach()
-    least, velocity, history = _distance(best_maps, goal), torch.zeros_like(inputs), []
+    # a map of zeros, as IG's of a black image, is at no distance that can be given
+    least = torch.nan_to_num(_distance(best_maps, goal), nan=math.inf)
+    velocity, history = torch.zeros_like(inputs), []
     n_steps = len(betas)
     for i, beta in enumerate(betas):
         points = points.requires_grad_()
@@ -158,7 +170,7 @@ def _attack(
         share = 2 * (1 - i / n_steps) * _STEP_SHARE / n_steps  # falls to 0, and all add up to _STEP_SHARE radii
         moved = points.detach() - share * radius * ascent_direction(velocity, norm, "sample")
         points = inputs + into_ball(moved - inputs, radius, norm, "sample")
-        points = points if clamp is None else points.clamp(*clamp)
+        points = points if clamp is None else points.clamp(low, high)
         if (i + 1) % _JUDGED_EVERY == 0 or i + 1 == n_steps:
             maps = judge(model, points, classes).detach()
             with torch.no_grad():
@@ -185,8 +197,8 @@ def _gradient(objective: Tensor, points: Tensor, distance: Tensor, first: bool) 
         (flow,) = torch.autograd.grad(distance.sum(), points, retain_graph=True, allow_unused=True)
         if flow is None or not flow.any():
             raise ValueError(
-                "attribution: its derivative is zero everywhere, as that of a ReLU network's gradient is; "
-                "wants softplus_beta=(10, 100) or another attribution"
+                "attribution: its derivative is zero everywhere, as that of a piecewise linear network's gradient is; "
+                "wants softplus_beta=(10, 100), which smooths ReLUs alone, or another attribution"
             )
     return torch.nan_to_num(torch.autograd.grad(objective.sum(), points)[0])
 

@@ -40,7 +40,7 @@ def max_distance(
 ) -> Tensor:
     """The farthest image of the range, in any norm: ``low`` where the input is above the middle, else ``high``."""
     _check(inputs, low, high)
-    return torch.where(inputs > (low + high) / 2, low, high).to(inputs.dtype)
+    return torch.where(inputs > (low + high) / 2, inputs.new_tensor(low), inputs.new_tensor(high))
 
 
 def uniform(inputs: Tensor, *, low: float = 0.0, high: float = 1.0, generator: torch.Generator | None = None) -> Tensor:

@@ -44,19 +44,25 @@ def curve_length(decoder: Decoder, points: Tensor, *, internal_batch_size: int |
 
 
 def decoded_steps(decoder: Decoder, points: Tensor, internal_batch_size: int | None = None) -> Tensor:
-    """‖g(z_{i+1}) − g(z_i)‖ of each segment, some curves at a time: (B, T, *latent) -> (B, T − 1)."""
+    """‖g(z_{i+1}) − g(z_i)‖ of each segment, some curves at a time: (B, T, *latent) -> (B, T − 1).
+
+    With a graph where the points have one.
+    """
     check_curves(points)
     check_mode(decoder)
-    rows = curves_at_once(points, internal_batch_size)
-    with torch.no_grad():
+    rows = curves_at_once(points.shape[1], points, internal_batch_size)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and points.requires_grad):
         return torch.cat([decode_curves(decoder, part).diff(dim=1).norm(dim=2) for part in points.split(rows)])
 
 
 def decode_curves(decoder: Decoder, points: Tensor) -> Tensor:
     """Images of all points, flat: (B, T, *latent) -> (B, T, D)."""
-    images = decoder(points.flatten(0, 1))
+    # a copy, since a decoder may begin with an in-place layer
+    images = decoder(points.flatten(0, 1).clone())
     if images.ndim < 2 or len(images) != points.shape[0] * points.shape[1]:
-        raise ValueError(f"decoder: got output {tuple(images.shape)}, wants ({len(points.flatten(0, 1))}, *shape)")
+        raise ValueError(
+            f"decoder: got output {tuple(images.shape)}, wants ({points.shape[0] * points.shape[1]}, *shape)"
+        )
     return images.flatten(1).unflatten(0, points.shape[:2])
 
 
@@ -68,11 +74,11 @@ def check_curves(points: Tensor) -> Tensor:
     return points
 
 
-def curves_at_once(points: Tensor, internal_batch_size: int | None) -> int:
-    """How many curves of this many points to decode at once."""
+def curves_at_once(n_points: int, like: Tensor, internal_batch_size: int | None) -> int:
+    """How many curves of so many points to decode at once."""
     if internal_batch_size is None:
-        internal_batch_size = _GPU_IMAGES if points.device.type == "cuda" else _CPU_IMAGES
-    return max(check_count(internal_batch_size, "internal_batch_size") // points.shape[1], 1)
+        internal_batch_size = _GPU_IMAGES if like.device.type == "cuda" else _CPU_IMAGES
+    return max(check_count(internal_batch_size, "internal_batch_size") // n_points, 1)
 
 
 def resample(decoder: Decoder, points: Tensor, n_steps: int, *, internal_batch_size: int | None = None) -> Tensor:

@@ -15,24 +15,15 @@ from torch import Tensor
 
 from . import runtime
 from .checks import check_batch, check_count, check_like, check_positive
-from .curves import (
-    curve_energy,
-    curves_at_once,
-    decode_curves,
-    decoded_steps,
-    knot_basis,
-    line_between,
-    of_less_energy,
-    resample,
-)
-from .hessian import Preconditioner, mean_metric, mean_stretch
+from .curves import curve_energy, curves_at_once, decoded_steps, knot_basis, line_between, of_less_energy, resample
+from .descent import descend
+from .hessian import mean_metric, mean_stretch
 from .tangent import Decoder, check_mode
 
 _COARSEST = 4
-_RENEWAL = 12  # iterations after which the Hessian is taken anew
-_SMALLEST_STEP = 2.0**-12
 # The images of a coarser curve can jump over what lies between them: its energy is taken on twice the points.
 _FINE = 32
+_STRICT = 1e-3
 _COARSE_SHARE = 0.5  # level l of L ends at the share (l / L)^0.5 of the passes: coarse curves leave little to do
 # Without Jacobians the full step raised the energy of every pair of latents we tried, a tenth of it that of few.
 _CAREFUL = 1 / 16
@@ -102,149 +93,95 @@ def geodesic(
     if n_knots is not None:
         check_count(n_knots, "n_knots")
     check_mode(decoder)
-    start, end = start.detach(), end.detach()
-    size = curves_at_once(line_between(start[:1], end[:1], n_steps), internal_batch_size)
-    bar = runtime.progress_bar(range(0, len(start), size), show=progress, desc="geodesic")
-    found = [
-        _solve(decoder, start[i : i + size], end[i : i + size], n_steps, max_iter, tolerance, n_knots) for i in bar
-    ]
-    points, iterations, converged = (torch.cat(part) for part in zip(*found, strict=True))
+    n_seen = _n_seen(n_steps)
+    with torch.inference_mode(False):
+        # copies, since tensors made in inference mode take part in no graph
+        start, end = start.detach().clone(), end.detach().clone()
+        size = curves_at_once(n_seen + 1, start, internal_batch_size)
+        decode = _in_parts(decoder, internal_batch_size)
+        bar = runtime.progress_bar(range(0, len(start), size), show=progress, desc="geodesic")
+        found = [
+            _solve(decode, start[i : i + size], end[i : i + size], n_steps, max_iter, tolerance, n_knots) for i in bar
+        ]
+        points, iterations, converged = (torch.cat(part) for part in zip(*found, strict=True))
+        steps = decoded_steps(decode, points)
     if not converged.all() and max_iter:
         n_open = int((~converged).sum())
         message = f"geodesic: {n_open} of {len(converged)} curves had not converged after {max_iter} iterations"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
-    steps = decoded_steps(decoder, points, internal_batch_size)
     return Geodesic(points, steps.square().sum(1) * n_steps / 2, steps.sum(1), iterations, converged)
+
+
+def _in_parts(decoder: Decoder, size: int | None) -> Decoder:
+    """The decoder, given at most so many latents at once."""
+    if size is None:
+        return decoder
+
+    def decode(latents: Tensor) -> Tensor:
+        return torch.cat([decoder(part) for part in latents.split(size)])
+
+    return decode
+
+
+def _n_seen(n_steps: int) -> int:
+    """Segments on which the energy of a curve is taken."""
+    return 2 * n_steps if n_steps < _FINE else n_steps
 
 
 def _solve(
     decoder: Decoder, start: Tensor, end: Tensor, n_steps: int, max_iter: int, tolerance: float, n_knots: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Points, iterations and convergence of a few curves, level by level."""
+    """Points, iterations and convergence of a few curves."""
     line = line_between(start, end, n_steps)
     _check_finite(decoder, line)
     iterations = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     if not max_iter:
         return line, iterations, torch.zeros_like(iterations, dtype=torch.bool)
+    metric, knots = mean_stretch(decoder, line), knot_basis(n_steps, n_knots, line)
     if max_iter < 2 * _COARSEST:  # so few passes pay neither for levels nor for Jacobians
-        metric, knots = mean_stretch(decoder, line), knot_basis(n_steps, n_knots, line)
-        return _descend(decoder, line, knots, max_iter, tolerance, iterations, metric, _CAREFUL)
-    levels = [n_steps]
-    while levels[0] >= 2 * _COARSEST:
-        levels.insert(0, levels[0] // 2)
-    points, metric, converged = line, None, None
-    for index, level in enumerate(levels):
-        n_seen = 2 * level if level < _FINE else level
-        straight = line_between(start, end, n_seen)
-        points = straight if index == 0 else of_less_energy(decoder, resample(decoder, points, n_seen), straight)
-        if index <= 1:
-            # a coarse solution says more of the metric on the way than the straight line does
-            metric = mean_metric(decoder, points, stretch_only=index == 0 and len(levels) > 1)
-        last = level == n_steps
-        budget = max_iter if last else int(max_iter * ((index + 1) / len(levels)) ** _COARSE_SHARE)
-        knots = knot_basis(n_seen, level - 1 if n_knots is None else n_knots, points)
-        goal = tolerance if last else 10 * tolerance
-        points, iterations, converged = _descend(decoder, points, knots, budget, goal, iterations, metric)
-    assert converged is not None
-    points = of_less_energy(decoder, resample(decoder, points, n_steps), points[:, :: points.shape[1] // n_steps])
-    return of_less_energy(decoder, points, line), iterations, converged
+        return descend(decoder, line, knots, max_iter, tolerance, iterations, metric, _CAREFUL)
+    # one look, with a strict rule, leaves alone what is a geodesic from the start
+    points, iterations, converged = descend(decoder, line, knots, 1, _STRICT * tolerance, iterations, metric)
+    rows = (~converged).nonzero().squeeze(1)
+    if len(rows):
+        bent = _by_levels(decoder, start[rows], end[rows], n_steps, max_iter, tolerance, n_knots, iterations[rows])
+        points[rows], iterations[rows], converged[rows] = bent
+    return points, iterations, converged
 
 
-def _descend(
+def _by_levels(
     decoder: Decoder,
-    base: Tensor,
-    knots: Tensor,
+    start: Tensor,
+    end: Tensor,
+    n_steps: int,
     max_iter: int,
     tolerance: float,
+    n_knots: int | None,
     iterations: Tensor,
-    metric: Tensor | None,
-    first_step: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Preconditioned conjugate gradients on the energy; a rejected curve retries a smaller step in the next pass.
-
-    ``max_iter`` bounds the total that ``iterations`` begins with.
-    """
-    n_curves, m = len(base), knots.shape[1]
-    iterations = iterations.clone()
-    offset = base.new_zeros(n_curves, m, base[0, 0].numel())
-    if not m or not max_iter:
-        return base, iterations, torch.full((n_curves,), not m, device=base.device)
-    precondition = Preconditioner(decoder, base, knots, metric)
-    everything = torch.arange(n_curves, device=base.device)
-    energy, gradient = _energy_and_gradient(decoder, base, knots, offset)
-    iterations += 1
-    direction = -precondition(gradient, everything)
-    decrement = -_dot(gradient, direction)
-    slope, step = -decrement, torch.full_like(energy, first_step)
-    renewal = iterations + _RENEWAL
-    quiet = torch.zeros_like(iterations)
-    # of a curve that goes nowhere, only the rounding of its images is left
-    with torch.no_grad():
-        size = decode_curves(decoder, base[:, :1]).square().sum((1, 2))
-    rounding = (torch.finfo(base.dtype).eps * len(knots)) ** 2 * size
-    converged, stuck = decrement <= tolerance * energy + rounding, torch.zeros_like(quiet, dtype=torch.bool)
-    while True:
-        rows = (~converged & ~stuck & (iterations < max_iter)).nonzero().squeeze(1)
-        if not len(rows):
-            return _curve(base, knots, offset), iterations, converged
-        a, slope_here = step[rows], slope[rows]
-        trial = offset[rows] + a[:, None, None] * direction[rows]
-        new_energy, new_gradient = _energy_and_gradient(decoder, base[rows], knots, trial)
-        iterations[rows] += 1
-        accepted = new_energy <= energy[rows] + 1e-4 * a * slope_here
-        rejected = rows[~accepted]
-        # the minimum of the parabola through what is known
-        fitted = -slope_here * a**2 / (2 * (new_energy - energy[rows] - slope_here * a))
-        smaller = torch.nan_to_num(fitted, nan=0.0).clamp(0.1 * a, 0.5 * a)
-        step[rejected] = smaller[~accepted]
-        stuck[rejected] = step[rejected] < _SMALLEST_STEP
-        taken = rows[accepted]
-        if not len(taken):
-            continue
-        new_energy, new_gradient, a = new_energy[accepted], new_gradient[accepted], a[accepted]
-        along = _dot(new_gradient, direction[taken])
-        ahead = slope[taken] / (slope[taken] - along)  # where the slope vanishes, in steps
-        step[taken] = a * torch.where(along > slope[taken], ahead, 2.0).clamp(0.5, 2.0)
-        due = (iterations[taken] >= renewal[taken]).nonzero().squeeze(1)
-        if precondition.worth_renewing and len(due):
-            precondition.renew(taken[due], _curve(base[taken[due]], knots, trial[accepted][due]))
-            renewal[taken[due]] = iterations[taken[due]] + _RENEWAL
-        pulled = precondition(new_gradient, taken)
-        conjugate = (_dot(new_gradient, pulled) - _dot(gradient[taken], pulled)) / decrement[taken]
-        towards = -pulled + conjugate.clamp_min(0)[:, None, None] * direction[taken]
-        downhill = _dot(new_gradient, towards)
-        decrement[taken] = _dot(new_gradient, pulled)
-        restart = downhill > -0.1 * decrement[taken]
-        direction[taken] = torch.where(restart[:, None, None], -pulled, towards)
-        slope[taken] = torch.where(restart, -decrement[taken], downhill)
-        quiet[taken] = torch.where(energy[taken] - new_energy < tolerance * energy[taken], quiet[taken] + 1, 0)
-        offset[taken], energy[taken], gradient[taken] = trial[accepted], new_energy, new_gradient
-        converged[taken] = (decrement[taken] <= tolerance * new_energy + rounding[taken]) | (quiet[taken] >= 3)
-
-
-def _energy_and_gradient(decoder: Decoder, base: Tensor, knots: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Energies (b,) and their gradients in the knots (b, m, K): one decode of all points and one backward pass.
-
-    The gradient at a point is −n J(z_i)ᵀ (g(z_{i+1}) − 2 g(z_i) + g(z_{i−1})) (paper 3, eq. 3).
-    """
-    n_steps = base.shape[1] - 1
-    with torch.enable_grad():
-        curve = _curve(base, knots, offset).requires_grad_()
-        images = decode_curves(decoder, curve)
-        steps = images.detach().diff(dim=1)
-        # ends do not move: what reaches them is multiplied by the zero rows of the knots
-        pull = n_steps * torch.cat([-steps[:, :1], -steps.diff(dim=1), steps[:, -1:]], 1)
-        (slopes,) = torch.autograd.grad(images, curve, pull)
-    return steps.square().sum((1, 2)) * n_steps / 2, knots.T @ slopes.flatten(2)
-
-
-def _curve(base: Tensor, knots: Tensor, offset: Tensor) -> Tensor:
-    """The points of the curves whose knots have moved; the ends, where ``knots`` is zero, are those of ``base``."""
-    return base + (knots @ offset).unflatten(2, base.shape[2:])
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum((1, 2))
+    """Points, iterations and convergence, coarse to fine."""
+    line = points = line_between(start, end, n_steps)
+    levels = [n_steps]
+    while levels[0] >= 2 * _COARSEST and 3 * len(levels) < max_iter:
+        levels.insert(0, levels[0] // 2)
+    metric, converged = None, None
+    for index, level in enumerate(levels):
+        straight = line_between(start, end, _n_seen(level))
+        points = (
+            straight if index == 0 else of_less_energy(decoder, resample(decoder, points, _n_seen(level)), straight)
+        )
+        if index <= 1:
+            # a coarse solution says more of the metric on the way than the straight line does
+            metric = mean_metric(decoder, points, n_steps, stretch_only=index == 0 and len(levels) > 1)
+        last = level == n_steps
+        budget = max_iter if last else int(max_iter * ((index + 1) / len(levels)) ** _COARSE_SHARE)
+        knots = knot_basis(_n_seen(level), level - 1 if n_knots is None else n_knots, points)
+        goal = tolerance if last else 10 * tolerance
+        points, iterations, converged = descend(decoder, points, knots, budget, goal, iterations, metric)
+    assert converged is not None
+    every = (points.shape[1] - 1) // n_steps
+    points = of_less_energy(decoder, resample(decoder, points, n_steps), points[:, ::every])
+    return of_less_energy(decoder, points, line), iterations, converged
 
 
 def _check_finite(decoder: Decoder, points: Tensor) -> None:

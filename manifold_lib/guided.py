@@ -69,9 +69,9 @@ def guided_ig(
     baselines = _check(inputs, baselines, n_steps, fraction, max_dist, anchors)
     n_pieces = anchors + 1
     n_steps = math.ceil(n_steps / n_pieces)
-    attributions = torch.zeros_like(inputs)
-    delta = None
+    inputs, delta = inputs.detach(), None
     with left_as_found(model, inputs):
+        attributions = torch.zeros_like(inputs)
         model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         rows = torch.arange(len(inputs) * n_pieces, device=inputs.device).split(size)
@@ -113,6 +113,7 @@ def guided_path(
     """
     baselines = _check(inputs, baselines, n_steps, fraction, max_dist, 0)
     parts: list[tuple[Tensor, Tensor]] = []
+    inputs, explained = inputs.detach(), model
     with left_as_found(model, inputs):
         model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
@@ -133,7 +134,7 @@ def guided_path(
             found[between] = score_gradient(model, line.at(rows[between], t[between]), own)
         return found
 
-    return Path(line.at, gradients=known, end=line.end, target=classes)
+    return Path(line.at, gradients=known, end=line.end, target=classes, model=explained)
 
 
 def greedy_points(

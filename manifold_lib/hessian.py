@@ -10,6 +10,7 @@ from .tangent import Decoder, decoder_jacobian
 
 # With more latents than these a Jacobian at each point, or at a few points, costs more than the passes it saves.
 _MOST_FOR_ALL_POINTS, _MOST_FOR_SOME = 16, 128
+_LARGEST_HESSIAN = 2048
 _SOME_POINTS = 3
 # Shares of the mean diagonal. Where the metric is a mean over the curve, weak directions are known less well.
 _RIDGE, _RIDGE_OF_MEAN = 1e-3, 3e-3
@@ -29,7 +30,7 @@ class Preconditioner:
     knots : Tensor
         (n + 1, m), how the points follow the knots.
     metric : Tensor, optional
-        The factor of M that :func:`mean_metric` gives, where the latents are too many for Gauss–Newton.
+        M as :func:`mean_metric` or :func:`mean_stretch` gives it, where the latents are too many for Gauss–Newton.
     """
 
     def __init__(self, decoder: Decoder, curves: Tensor, knots: Tensor, metric: Tensor | None = None) -> None:
@@ -52,7 +53,10 @@ class Preconditioner:
         """The preconditioned gradient of these rows: (b, m, K)."""
         if self.worth_renewing:
             return torch.cholesky_solve(gradient.flatten(1)[:, :, None], self.factor[rows]).view_as(gradient)
-        return torch.cholesky_solve((self.smoothing @ gradient).mT, self.factor[rows]).mT
+        smoothed = self.smoothing @ gradient
+        if self.factor.ndim == 1:
+            return smoothed / self.factor[rows, None, None]
+        return torch.cholesky_solve(smoothed.mT, self.factor[rows]).mT
 
 
 def gauss_newton(decoder: Decoder, curves: Tensor, knots: Tensor) -> Tensor:
@@ -68,13 +72,13 @@ def gauss_newton(decoder: Decoder, curves: Tensor, knots: Tensor) -> Tensor:
     return _factor(hessian.flatten(1, 2).flatten(2, 3), _RIDGE)
 
 
-def mean_metric(decoder: Decoder, curves: Tensor, *, stretch_only: bool = False) -> Tensor | None:
-    """Cholesky factor of the mean JᵀJ at a few points of each curve, or of its mean stretch: (b, K, K).
+def mean_metric(decoder: Decoder, curves: Tensor, n_steps: int, *, stretch_only: bool = False) -> Tensor | None:
+    """Cholesky factor of the mean JᵀJ at a few points of each curve (b, K, K), or its mean stretch (b,).
 
-    None for so few latents that the Jacobians of all points are worth their cost.
+    None for so few latents, and segments of the finest curve, that the Jacobians of all points are worth their cost.
     """
     n_latents = curves[0, 0].numel()
-    if n_latents <= _MOST_FOR_ALL_POINTS:
+    if n_latents <= _MOST_FOR_ALL_POINTS and n_latents * n_steps <= _LARGEST_HESSIAN:
         return None
     if stretch_only or n_latents > _MOST_FOR_SOME:
         return mean_stretch(decoder, curves)
@@ -87,7 +91,7 @@ def mean_metric(decoder: Decoder, curves: Tensor, *, stretch_only: bool = False)
 
 
 def mean_stretch(decoder: Decoder, curves: Tensor) -> Tensor:
-    """Cholesky factor of the identity times the mean of tr JᵀJ / K at a few points of each curve: (b, K, K).
+    """The mean of tr JᵀJ / K at a few points of each curve: (b,).
 
     From one random direction a point, the same for all curves.
     """
@@ -96,14 +100,21 @@ def mean_stretch(decoder: Decoder, curves: Tensor) -> Tensor:
         probe = torch.randn(curves[:1, 0].shape, generator=generator).to(curves).expand_as(curves[:, 0])
         pushed = jvp(decoder, curves[:, point].clone(), probe)[1].flatten(1)
         stretch += pushed.square().sum(1) / (len(points) * probe[0].numel())
-    return _factor(torch.diag_embed(stretch[:, None].expand(-1, curves[0, 0].numel())), _RIDGE_OF_MEAN)
+    return torch.nan_to_num(stretch).clamp_min(_least(stretch))
 
 
 def _some_points(curves: Tensor) -> list[int]:
     return torch.linspace(0, curves.shape[1] - 1, min(_SOME_POINTS, curves.shape[1])).round().long().tolist()
 
 
+def _least(values: Tensor) -> float:
+    """A floor for squares, whose own root and inverse are ordinary numbers."""
+    return torch.finfo(values.dtype).tiny ** 0.5
+
+
 def _factor(matrices: Tensor, ridge: float) -> Tensor:
+    """Cholesky factor with a ridge; a Jacobian that is not finite counts as zero, so that it harms its curve only."""
+    matrices = torch.nan_to_num(matrices, posinf=0.0, neginf=0.0)
     diagonal = matrices.diagonal(dim1=1, dim2=2)
-    added = ridge * diagonal.mean(1, keepdim=True).clamp_min(torch.finfo(matrices.dtype).tiny)
+    added = ridge * diagonal.mean(1, keepdim=True).clamp_min(_least(matrices))
     return torch.linalg.cholesky(matrices + torch.diag_embed(added.expand_as(diagonal)))

@@ -54,7 +54,7 @@ def integrate(
         that do not get there are counted in one warning.
     internal_batch_size : int, optional
         Points per pass through the model. By default they are sized to the cache of a CPU or the
-        memory of a GPU. Memory never grows with B · n_steps.
+        memory of a GPU. Memory never grows with B · n_steps; with ``tolerance`` it holds the points of some images.
     create_graph : bool
         Keep the graph, to differentiate the attribution itself.
     return_info : bool
@@ -81,11 +81,11 @@ def integrate(
         check_adaptive(tolerance, method, create_graph)
     path = _with_end(model, path)
     assert path.end is not None
-    info = None
+    info, explained = None, model
     with left_as_found(model, path.end):
         model, size = plan_passes(model, path.end, n_steps or usual, internal_batch_size, exact=True)
         classes = resolve_target(model, path.end, target, size)
-        path = _own_gradients(path, classes)
+        path = _own_gradients(path, explained, classes, create_graph)
         if tolerance is not None:
             attributions, info = adaptive_integral(
                 model, path, classes, tolerance=tolerance, n_edges=n_edges, most=n_steps, size=size
@@ -111,11 +111,11 @@ def check_adaptive(tolerance: float, method: str, create_graph: bool = False) ->
         raise ValueError("create_graph: cannot be combined with tolerance, whose choice of points has no gradient")
 
 
-def _own_gradients(path: Path, target: Tensor | None) -> Path:
-    """The path, without the gradients it brought if they are of other classes."""
-    if path.target is None or target is None or torch.equal(path.target, target):
-        return path
-    return dataclasses.replace(path, gradients=None)
+def _own_gradients(path: Path, model: Model, target: Tensor | None, create_graph: bool) -> Path:
+    """The path, without the gradients it brought if they are of another model or other classes, or lack the graph."""
+    same_model = path.model is None or path.model == model
+    same_classes = path.target is None or target is None or torch.equal(path.target, target)
+    return path if same_model and same_classes and not create_graph else dataclasses.replace(path, gradients=None)
 
 
 def _with_end(model: Model, path: Path) -> Path:

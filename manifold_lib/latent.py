@@ -118,7 +118,10 @@ def manifold_ig(
     check_count(max_iter, "max_iter", least=0)
 
     def curve(start: Tensor, end: Tensor) -> Path:
-        points = geodesic(vae.decode, start, end, n_steps=n_steps, max_iter=max_iter).points
+        if not max_iter:
+            return straight_path(end, start)
+        options = {"max_iter": max_iter, "internal_batch_size": internal_batch_size}
+        points = geodesic(vae.decode, start, end, n_steps=n_steps, **options).points
         if create_graph:
             t = torch.linspace(0, 1, n_steps + 1).to(points).view(1, -1, *(1,) * (start.ndim - 1))
             points = points + t * (end - end.detach())[:, None] + (1 - t) * (start - start.detach())[:, None]
@@ -186,8 +189,11 @@ def encode(vae: Any, inputs: Tensor, size: int) -> Tensor:
     for part in ("encode", "decode"):
         if not callable(getattr(vae, part, None)):
             raise ValueError(f"vae: got {type(vae).__name__} without {part}, wants an object with encode and decode")
-    check_mode(vae.encode)
-    latents = torch.cat([vae.encode(chunk) for chunk in inputs.split(size)])
+    parts = [vae] if isinstance(vae, torch.nn.Module) else getattr(vae, "__dict__", {}).values()
+    for part in (vae.encode, *parts):
+        check_mode(part, "vae")
+    # copies, since an encoder may begin with an in-place layer
+    latents = torch.cat([vae.encode(chunk.clone()) for chunk in inputs.split(size)])
     return check_batch(latents, "vae.encode(inputs)")
 
 
@@ -199,7 +205,7 @@ def decoded_path(decode: Callable[[Tensor], Tensor], latent_path: Path, inputs: 
         return decode(latent_path.at(rows, t))
 
     assert latent_path.end is not None
-    end = torch.cat([decode(chunk) for chunk in latent_path.end.split(size)])
+    end = torch.cat([decode(chunk.clone()) for chunk in latent_path.end.split(size)])
     if end.shape != inputs.shape:
         raise ValueError(f"vae: decodes to shape {tuple(end.shape)}, wants {tuple(inputs.shape)} like inputs")
     return Path(at, end=end)
@@ -220,6 +226,6 @@ def bridges(
     if create_graph:
         rows = torch.arange(len(inputs), device=inputs.device)
         starts = curve.at(rows, inputs.new_zeros(len(inputs)))
-    options = {"method": "trapezoid", "n_steps": _BRIDGE_STEPS, "size": size, "create_graph": create_graph}
+    options = {"method": "gausslegendre", "n_steps": _BRIDGE_STEPS, "size": size, "create_graph": create_graph}
     first = line_integral(model, straight_path(starts, baselines), target, **options)
     return first + line_integral(model, straight_path(inputs, curve.end), target, **options)

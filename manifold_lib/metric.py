@@ -43,13 +43,24 @@ def exp_map(decoder: Decoder, latents: Tensor, velocities: Tensor, *, n_steps: i
     check_mode(decoder)
     h = 1 / n_steps
     z, v = latents.detach(), velocities.detach()
-    for _ in range(n_steps):
-        a1 = acceleration(decoder, z, v)
-        a2 = acceleration(decoder, z + h / 2 * v, v + h / 2 * a1)
-        a3 = acceleration(decoder, z + h / 2 * (v + h / 2 * a1), v + h / 2 * a2)
-        a4 = acceleration(decoder, z + h * (v + h / 2 * a2), v + h * a3)
-        z = z + h * (v + h / 6 * (a1 + a2 + a3))
-        v = v + h / 6 * (a1 + 2 * a2 + 2 * a3 + a4)
+    # with grad mode off torch takes other formulas, and some of them know no forward mode
+    with torch.inference_mode(False), torch.enable_grad():
+        z, v = z.clone(), v.clone()
+        for step in range(n_steps):
+            a1 = acceleration(decoder, z, v)
+            a2 = acceleration(decoder, z + h / 2 * v, v + h / 2 * a1)
+            a3 = acceleration(decoder, z + h / 2 * (v + h / 2 * a1), v + h / 2 * a2)
+            a4 = acceleration(decoder, z + h * (v + h / 2 * a2), v + h * a3)
+            z = z + h * (v + h / 6 * (a1 + a2 + a3))
+            v = v + h / 6 * (a1 + 2 * a2 + 2 * a3 + a4)
+            z, v = z.detach(), v.detach()
+            bad = ~(torch.isfinite(z) & torch.isfinite(v)).flatten(1).all(1)
+            if bad.any():
+                rows = bad.nonzero().flatten().tolist()[:8]
+                raise ValueError(
+                    f"decoder: got NaN or infinity, or a derivative of it, at step {step + 1} of {n_steps} of the "
+                    f"geodesics {rows}, wants a smooth decoder where they lead"
+                )
     return z
 
 
@@ -59,9 +70,11 @@ def log_map(decoder: Decoder, start: Tensor, end: Tensor, *, n_steps: int = 32, 
     The inverse of :func:`exp_map` as far as the geodesic is the shortest; its norm in the metric is the length.
     """
     z = geodesic(decoder, start, end, n_steps=n_steps, max_iter=max_iter, tolerance=1e-8).points
-    if n_steps < 2:
-        return z[:, 1] - z[:, 0]
-    return n_steps * (-3 * z[:, 0] + 4 * z[:, 1] - z[:, 2]) / 2
+    # one-sided differences, of fourth order where there are points enough
+    weights = {1: (-1, 1), 2: (-1.5, 2, -0.5), 3: (-11 / 6, 3, -1.5, 1 / 3)}.get(
+        n_steps, (-25 / 12, 4, -3, 4 / 3, -0.25)
+    )
+    return n_steps * torch.einsum("i,bi...->b...", z.new_tensor(weights), z[:, : len(weights)])
 
 
 def acceleration(decoder: Decoder, latents: Tensor, velocities: Tensor) -> Tensor:
@@ -74,6 +87,12 @@ def acceleration(decoder: Decoder, latents: Tensor, velocities: Tensor) -> Tenso
     def speed(z: Tensor) -> Tensor:
         return jvp(decoder, z, velocities)[1]
 
+    # LAPACK does not take NaN, nor does the Jacobian: a row that has lost its way gets NaN without them
+    kept = torch.isfinite(latents + velocities).flatten(1).all(1)
+    mask = kept.view(-1, *(1,) * (latents.ndim - 1))
+    latents, velocities = latents.where(mask, 0), velocities.where(mask, 0)
     bend = jvp(speed, latents, velocities)[1].flatten(1)
     jacobian = decoder_jacobian(decoder, latents)
-    return -torch.linalg.lstsq(jacobian, bend[:, :, None]).solution.squeeze(2).view_as(latents)
+    kept = kept & torch.isfinite(jacobian).flatten(1).all(1) & torch.isfinite(bend).all(1)
+    pulled = torch.linalg.lstsq(jacobian.where(kept[:, None, None], 0), bend.where(kept[:, None], 0)[:, :, None])
+    return -pulled.solution.squeeze(2).where(kept[:, None], torch.nan).view_as(latents)

@@ -7,6 +7,7 @@ attributions see them (Dombrowski et al. 2019). A map of zeros has none, and NaN
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import torch
@@ -43,14 +44,15 @@ def relevance(maps: Tensor) -> Tensor:
 
 def pearson(maps: Tensor, others: Tensor) -> Tensor:
     """Pearson correlation of the relevance of two maps: (B, *shape) twice -> (B,) in [−1, 1]."""
-    return _correlation(*_relevances(maps, others, "pearson"))
+    return _correlation(*_relevances(maps, others, "pearson"), "pearson")
 
 
 def spearman(maps: Tensor, others: Tensor) -> Tensor:
     """Spearman's rank correlation of relevance, ties at their mean rank: (B, *shape) twice -> (B,) in [−1, 1]."""
     pair = _relevances(maps, others, "spearman")
     ranks = (torch.from_numpy(rankdata(part.cpu().numpy(), axis=1, nan_policy="propagate")) for part in pair)
-    return _correlation(*(rank.to(part) for rank, part in zip(ranks, pair, strict=True)))
+    first, second = (rank.to(part) for rank, part in zip(ranks, pair, strict=True))
+    return _correlation(first, second, "spearman")
 
 
 def map_mse(maps: Tensor, others: Tensor) -> Tensor:
@@ -94,6 +96,8 @@ def _ssim(a: np.ndarray, b: np.ndarray) -> float:
     low, high = min(a.min(), b.min()), max(a.max(), b.max())
     if not np.isfinite(high - low):
         return math.nan
+    if high == low:
+        return 1.0
     return structural_similarity(
         a, b, data_range=high - low, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )
@@ -116,6 +120,10 @@ def _relevances(maps: Tensor, others: Tensor, name: str) -> tuple[Tensor, Tensor
     return pair
 
 
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
+def _correlation(a: Tensor, b: Tensor, name: str) -> Tensor:
+    constant = ((a == a[:, :1]).all(1) | (b == b[:, :1]).all(1)) & torch.isfinite(a + b).all(1)
+    if constant.any():
+        n_pairs = f"{int(constant.sum())} of {len(constant)} pairs"
+        warnings.warn(f"{name}: {n_pairs} hold a constant map; their value is NaN", RuntimeWarning, stacklevel=3)
     a, b = (part - part.mean(1, keepdim=True) for part in (a, b))
-    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    return ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).masked_fill(constant, torch.nan)

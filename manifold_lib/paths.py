@@ -30,6 +30,8 @@ class Path:
         (B, *shape), γ(1). Without it, it is asked for once, as ``at(slice(None), t)`` with t of shape (1,).
     target : Tensor, optional
         (B,), the classes that ``gradients`` belong to; for other classes they are not used.
+    model : callable, optional
+        The model that ``gradients`` belong to; for another they are not used.
     """
 
     at: Callable[[Tensor, Tensor], Tensor]
@@ -37,6 +39,7 @@ class Path:
     displacement: Tensor | None = None
     end: Tensor | None = None
     target: Tensor | None = None
+    model: Callable[[Tensor], Tensor] | None = None
 
 
 def column(t: Tensor, like: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ Model = Callable[[Tensor], Tensor]
 
 
 @contextlib.contextmanager
-def left_as_found(model: Model, inputs: Tensor) -> Iterator[None]:
+def left_as_found(model: Model, inputs: Tensor, *, warn: bool = True) -> Iterator[None]:
     """Check the model's device, warn of train-mode layers, restore the buffers they change, allow gradients.
 
     A model wrapped in a plain function cannot be looked into: its train mode is neither seen nor mended.
@@ -29,7 +29,7 @@ def left_as_found(model: Model, inputs: Tensor) -> Iterator[None]:
         tensor = next(iter(module.parameters()), next(iter(module.buffers()), None))
         if tensor is not None and tensor.device != inputs.device:
             raise ValueError(f"inputs: got device {inputs.device}, wants {tensor.device} like the model's parameters")
-        if kinds := train_mode_layers(module):
+        if warn and (kinds := train_mode_layers(module)):
             warnings.warn(
                 f"the model is in train mode ({kinds}): it is used as found, so attributions are random or "
                 "depend on the batch; call model.eval() first",
@@ -57,8 +57,11 @@ def module_of(function: Callable) -> nn.Module | None:
 def train_mode_layers(module: nn.Module) -> str:
     """Names of the layers whose output depends on the batch or on chance, in the mode they are in."""
     fickle = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.modules.dropout._DropoutNd)
+    # instance norm that keeps no statistics is the same in both modes
+    steady = (nn.modules.instancenorm._InstanceNorm,)
+    parts = [part for part in module.modules() if part.training and isinstance(part, fickle)]
     return ", ".join(
-        sorted({type(part).__name__ for part in module.modules() if part.training and isinstance(part, fickle)})
+        sorted({type(part).__name__ for part in parts if not isinstance(part, steady) or part.track_running_stats})
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from scipy.special import gammaln
@@ -59,17 +60,18 @@ def _jacobian_blocks(decoder: Decoder, latents: Tensor, internal_batch_size: int
             raise ValueError(f"decoder: got output {tuple(images.shape)}, wants ({len(chunk)}, *shape)")
         return columns
 
-    with torch.no_grad():
-        for chunk in latents.split(n_rows):
+    for chunk in latents.split(n_rows):
+        with torch.no_grad():
             columns = torch.vmap(lambda direction, z=chunk: push(z, direction), chunk_size=n_at_once)(directions)
-            yield columns.flatten(2).permute(1, 2, 0)
+            columns = columns.flatten(2).permute(1, 2, 0)
+        yield columns
 
 
-def check_mode(decoder: Decoder) -> None:
+def check_mode(decoder: Any, name: str = "decoder") -> None:
     """Refuse a decoder whose rows depend on each other or on chance: it has no Jacobian per latent."""
     module = module_of(decoder)
     if module is not None and (kinds := train_mode_layers(module)):
-        raise ValueError(f"decoder: got train mode ({kinds}), wants decoder.eval()")
+        raise ValueError(f"{name}: got train mode ({kinds}), wants {name}.eval()")
 
 
 def tangent_basis(

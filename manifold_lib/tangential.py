@@ -15,11 +15,12 @@ from torch import Tensor
 from . import baselines as starting_points
 from . import runtime
 from .alignment import Search, Steps, gradient_steps, projection_steps
-from .attribution import integrated_gradients
-from .checks import check_batch, check_choice, check_count, check_positive, check_range, check_share
+from .checks import check_batch, check_choice, check_count, check_positive, check_range, check_share, warn_non_finite
 from .latent import encode
 from .passes import plan_passes
-from .scores import Model, left_as_found, resolve_target, score_and_gradient
+from .paths import straight_path
+from .quadrature import line_integral
+from .scores import Model, left_as_found, resolve_target, score_and_gradient, score_change
 from .tangent import check_mode, flat_like, tangent_fraction
 
 _GOAL = 0.99
@@ -119,8 +120,9 @@ def tangential_baseline(
         model, size = plan_passes(model, inputs, n_steps * max_iter, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         if stop_gradient is None:
-            stop_gradient = _is_piecewise_linear(model, inputs[:1], None if classes is None else classes[:1])
+            stop_gradient = _is_piecewise_linear(model, inputs, classes, clamp)
         starts = _starts(inputs, n_starts, clamp, vae, size, generator)
+        starts = starts.clamp(*clamp) if constraint == "box" else starts
         decode = vae.decode if constraint == "manifold" else None
         search = Search(model, decode, constraint, c, clamp, n_steps, learning_rate, stop_gradient)
         steps = projection_steps if solver == "projection" else gradient_steps
@@ -132,7 +134,9 @@ def tangential_baseline(
             walk = steps(search, inputs[image], starts[image, part % n_starts], basis[image], own)
             found.append(_follow(walk, max_iter))
         points, history, converged, feasible = (torch.cat(part) for part in zip(*found, strict=True))
-    return _best(model, inputs, classes, basis, points, history, converged, feasible, n_starts, internal_batch_size)
+        result = _best(model, inputs, classes, basis, points, history, converged, feasible, n_starts, size)
+    warn_non_finite(result.tangent_fraction[:, None], "tangential_baseline")
+    return result
 
 
 def tangential_ig(
@@ -143,9 +147,10 @@ def tangential_ig(
     basis: Tensor,
     n_ig_steps: int = 50,
     internal_batch_size: int | None = None,
+    return_convergence_delta: bool = False,
     **search: Any,
-) -> Tensor:
-    """Integrated Gradients from the baseline that :func:`tangential_baseline` finds: (B, *shape).
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Integrated Gradients from the baseline that :func:`tangential_baseline` finds.
 
     Parameters
     ----------
@@ -153,18 +158,32 @@ def tangential_ig(
         Gauss–Legendre nodes of the attribution.
     **search
         Keywords of :func:`tangential_baseline`.
+
+    Returns
+    -------
+    Tensor, or (Tensor, Tensor)
+        (B, *shape) in score units, and Σ A − (f(x) − f(a)) (B,).
     """
+    check_count(n_ig_steps, "n_ig_steps")
     found = tangential_baseline(model, inputs, target, basis=basis, internal_batch_size=internal_batch_size, **search)
-    attributions = integrated_gradients(
-        model,
-        inputs,
-        target,
-        baselines=found.baselines,
-        n_steps=n_ig_steps,
-        internal_batch_size=internal_batch_size,
-    )
-    assert isinstance(attributions, Tensor)
-    return attributions
+    inputs, delta = inputs.detach(), None
+    with left_as_found(model, inputs, warn=False):
+        model, size = plan_passes(model, inputs, n_ig_steps, internal_batch_size, exact=True)
+        classes = resolve_target(model, inputs, target, size)
+        attributions = _integral(model, inputs, found.baselines, classes, n_ig_steps, size)
+        if return_convergence_delta:
+            change = score_change(model, inputs, found.baselines, classes, size)
+            delta = attributions.flatten(1).sum(1) - change
+    warn_non_finite(attributions, "tangential_ig")
+    return attributions if delta is None else (attributions, delta)
+
+
+def _integral(
+    model: Model, inputs: Tensor, baselines: Tensor, target: Tensor | None, n_steps: int, size: int
+) -> Tensor:
+    """Integrated Gradients by Gauss–Legendre nodes."""
+    options = {"method": "gausslegendre", "n_steps": n_steps, "size": size, "create_graph": False}
+    return line_integral(model, straight_path(inputs, baselines), target, **options)
 
 
 def _follow(steps: Steps, max_iter: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -214,11 +233,18 @@ def _starts(
     return torch.cat([latents[:, None], draws.to(latents.device).expand(len(inputs), *draws.shape)], 1)
 
 
-def _is_piecewise_linear(model: Model, inputs: Tensor, target: Tensor | None) -> bool:
-    """Whether the gradient has no derivative, as on ReLU networks: then h is locally constant."""
-    points = inputs.clone().requires_grad_()
+def _is_piecewise_linear(model: Model, inputs: Tensor, target: Tensor | None, clamp: tuple[float, float]) -> bool:
+    """Whether the gradient has no derivative, as on ReLU networks: then h is locally constant.
+
+    Tried at noise, the same whatever the inputs: an image may sit where the derivative happens to be zero.
+    """
+    low, high = clamp
+    # two rows, since batch norm in train mode refuses one
+    noise = torch.rand((2, *inputs.shape[1:]), generator=torch.Generator().manual_seed(0), dtype=inputs.dtype)
+    points = (low + (high - low) * noise).to(inputs.device).requires_grad_()
+    first_class = None if target is None else torch.zeros_like(target[:1]).expand(2)
     with torch.enable_grad():
-        slope = score_and_gradient(model, points, target, create_graph=True)[1]
+        slope = score_and_gradient(model, points, first_class, create_graph=True)[1]
         if not slope.requires_grad:
             return True
         (second,) = torch.autograd.grad(slope.square().sum(), points, allow_unused=True)
@@ -235,18 +261,12 @@ def _best(
     converged: Tensor,
     feasible: Tensor,
     n_starts: int,
-    internal_batch_size: int | None,
+    size: int,
 ) -> TangentialBaseline:
     """The start of each image that ended most aligned, among those that keep the constraint where any does."""
     images = torch.arange(len(inputs), device=inputs.device).repeat_interleave(n_starts)
-    maps = integrated_gradients(
-        model,
-        inputs[images],
-        None if target is None else target[images],
-        baselines=points,
-        n_steps=_FINE_STEPS,
-        internal_batch_size=internal_batch_size,
-    )
+    own = None if target is None else target[images]
+    maps = _integral(model, inputs[images], points, own, _FINE_STEPS, size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a start at the input itself explains nothing
         fraction = tangent_fraction(maps, basis[images])

@@ -13,7 +13,7 @@ from scipy.integrate import solve_bvp
 from torch import Tensor, nn
 
 import manifold_lib as ml
-from manifold_lib import curves, geodesics, hessian, metric, zoo
+from manifold_lib import curves, descent, hessian, metric, zoo
 
 
 def sphere(z: Tensor) -> Tensor:
@@ -129,6 +129,139 @@ def test_a_linear_decoder_returns_the_straight_line_at_once() -> None:
     assert found.converged.all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [5, 20, 200])
+@pytest.mark.parametrize("n_steps", [1, 4, 16, 33, 128])
+def test_a_linear_decoder_takes_one_iteration(n_steps: int, k: int, dtype: torch.dtype) -> None:
+    matrix, start, end = (part.to(dtype) for part in (draw(k, 9), draw(3, k, seed=1), draw(3, k, seed=2)))
+    found = ml.geodesic(lambda z: z @ matrix, start, end, n_steps=n_steps)
+    assert found.converged.all()
+    assert (found.iterations <= 1).all()
+
+
+def test_a_curve_that_is_straight_already_does_not_wait_for_the_others() -> None:
+    start, end = pair((0.5, 0.0), (1.3, 2.2))
+    meridian = pair((0.4, 0.3), (1.9, 0.3))
+    both = ml.geodesic(sphere, *(torch.cat(parts) for parts in zip((start, end), meridian, strict=True)))
+    assert both.iterations[1] == 1
+    torch.testing.assert_close(both.points[:1], ml.geodesic(sphere, start, end).points)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 5, 9])
+def test_any_number_of_segments_will_do(n_steps: int) -> None:
+    start, end = pair((0.5, 0.0), (1.3, 2.2))
+    found = ml.geodesic(sphere, start, end, n_steps=n_steps, max_iter=60)
+    assert found.points.shape == (1, n_steps + 1, 2)
+    assert found.energy <= ml.geodesic(sphere, start, end, n_steps=n_steps, max_iter=0).energy + 1e-12
+    torch.testing.assert_close(found.points[:, [0, -1]], torch.stack([start, end], 1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("max_iter", [1, 2, 7, 8, 9, 12, 25])
+def test_passes_are_never_more_than_asked_for(max_iter: int) -> None:
+    start, end = draw(3, 4, seed=1), draw(3, 4, seed=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = ml.geodesic(image_decoder(), start, end, n_steps=256, max_iter=max_iter, tolerance=1e-12)
+    assert (found.iterations <= max_iter).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [3, 20, 200])
+def test_a_dead_decoder_keeps_the_straight_line(k: int, dtype: torch.dtype) -> None:
+    start, end = draw(2, k, seed=1).to(dtype), draw(2, k, seed=2).to(dtype)
+    found = ml.geodesic(lambda z: 0 * z, start, end)
+    assert found.converged.all()
+    assert not found.energy.any()
+
+
+@pytest.mark.filterwarnings("ignore:geodesic")
+@pytest.mark.parametrize("k", [2, 20])
+def test_a_derivative_that_is_nan_harms_its_curve_only(k: int) -> None:
+    def cone(z: Tensor) -> Tensor:
+        return torch.cat([z, z.norm(dim=1, keepdim=True)], 1)
+
+    start, end = -torch.ones(2, k, dtype=torch.float64), torch.ones(2, k, dtype=torch.float64)
+    start[1, 0] = 3.0  # the first line runs through the apex
+    both = ml.geodesic(cone, start, end, max_iter=60)
+    alone = ml.geodesic(cone, start[1:], end[1:], max_iter=60)
+    assert torch.isfinite(both.points).all()
+    torch.testing.assert_close(both.energy[1:], alone.energy)
+
+
+def test_a_decoder_without_derivative_is_named() -> None:
+    with pytest.raises(ValueError, match="decoder: its output does not depend"):
+        ml.geodesic(lambda z: z.detach().square(), draw(1, 3), draw(1, 3, seed=1))
+
+
+def test_exp_map_names_the_step_at_which_the_decoder_fails() -> None:
+    start = torch.tensor([[1.0], [0.1]], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"decoder: got NaN .* at step \d+ of 32 of the geodesics \[1\]"):
+        ml.exp_map(lambda z: torch.cat([z.sqrt(), z], 1), start, torch.tensor([[1.0], [-2.0]], dtype=torch.float64))
+
+
+def test_inference_mode_and_its_tensors_are_no_obstacle() -> None:
+    decoder, start, end = image_decoder(), draw(2, 4, seed=1), draw(2, 4, seed=2)
+    usual = ml.geodesic(decoder, start, end, max_iter=20)
+    with torch.inference_mode():
+        inside = ml.geodesic(decoder, start.clone(), end.clone(), max_iter=20)
+    torch.testing.assert_close(inside.points, usual.points)
+
+
+def test_a_decoder_that_works_in_place_leaves_the_points_alone() -> None:
+    matrix = draw(4, 9)
+
+    def decoder(z: Tensor) -> Tensor:
+        return z.tanh_() @ matrix
+
+    points = draw(2, 5, 4)
+    kept = points.clone()
+    ml.curve_energy(decoder, points)
+    assert torch.equal(points, kept)
+    found = ml.geodesic(decoder, points[:, 0], points[:, -1], max_iter=20)
+    expected = ml.geodesic(lambda z: z.tanh() @ matrix, points[:, 0], points[:, -1], max_iter=20)
+    torch.testing.assert_close(found.points, expected.points)
+
+
+@pytest.mark.filterwarnings("ignore:geodesic")
+@pytest.mark.parametrize("size", [1, 4, 50])
+def test_no_more_images_than_asked_for_are_decoded_at_once(size: int) -> None:
+    decoder, start, end, most = image_decoder(), draw(3, 4, seed=1), draw(3, 4, seed=2), 0
+
+    def counted(z: Tensor) -> Tensor:
+        nonlocal most
+        most = max(most, len(z))
+        return decoder(z)
+
+    found = ml.geodesic(counted, start, end, max_iter=12, internal_batch_size=size)
+    assert most <= size
+    torch.testing.assert_close(found.points, ml.geodesic(decoder, start, end, max_iter=12).points)
+
+
+def test_energy_and_length_can_be_differentiated() -> None:
+    decoder, points = image_decoder(), draw(2, 5, 4).requires_grad_()
+    for measure in (ml.curve_energy, ml.curve_length):
+        assert torch.autograd.gradcheck(lambda p, f=measure: f(decoder, p), points)
+        assert not measure(decoder, points.detach()).requires_grad
+    assert not ml.exp_map(decoder, draw(1, 4), 0.1 * draw(1, 4, seed=1), n_steps=2).requires_grad
+
+
+def test_the_classifier_can_be_counted_in_by_stacking_maps() -> None:
+    """Where the score jumps between the ends anyway, the way round its other jumps becomes the shorter."""
+
+    def score(z: Tensor) -> Tensor:
+        return 3 * (-((z - z.new_tensor([0.5, 0.0])).square().sum(1, keepdim=True)) / 0.05).exp()
+
+    def stack(z: Tensor) -> Tensor:
+        return torch.cat([z, score(z)], 1)
+
+    start, end = pair((0.0, 0.02), (1.0, 0.02))
+    plain = ml.geodesic(lambda z: 1.0 * z, start, end, n_steps=32)
+    around = ml.geodesic(stack, start, end, n_steps=32, max_iter=200)
+    climbed = [score(found.points[0]).diff(dim=0).abs().sum() for found in (plain, around)]
+    assert climbed[1] < 0.5 * climbed[0]
+    assert around.energy < ml.curve_energy(stack, plain.points)
+
+
 def test_the_energy_never_rises_and_the_ends_stay() -> None:
     decoder, start, end = image_decoder(), draw(6, 4, seed=1), draw(6, 4, seed=2)
     energies = []
@@ -151,7 +284,7 @@ def test_within_a_level_the_energy_never_rises(n_knots: int) -> None:
     knots, energies = curves.knot_basis(12, n_knots, line), [ml.curve_energy(decoder, line)]
     for max_iter in range(2, 40):
         passes = torch.zeros(6, dtype=torch.int64)
-        found = geodesics._descend(decoder, line, knots, max_iter, 1e-12, passes, None)[0]
+        found = descent.descend(decoder, line, knots, max_iter, 1e-12, passes, None)[0]
         energies.append(ml.curve_energy(decoder, found))
         assert torch.equal(found[:, 0], start) and torch.equal(found[:, -1], end)
     assert (torch.stack(energies).diff(dim=0) <= 1e-13 * energies[-1]).all()
@@ -205,7 +338,7 @@ def test_the_gradient_is_that_of_the_energy() -> None:
     images = decoder(points.flatten(0, 1)).flatten(1).view(2, 7, -1)
     energy = 3 * images.diff(dim=1).square().sum((1, 2))
     (expected,) = torch.autograd.grad(energy.sum(), offset)
-    value, found = geodesics._energy_and_gradient(decoder, base, knots, offset.detach())
+    value, found = descent.energy_and_gradient(decoder, base, knots, offset.detach())
     torch.testing.assert_close(value, energy.detach(), rtol=1e-10, atol=0)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(ml.curve_energy(decoder, points), energy.detach())
