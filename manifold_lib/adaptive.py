@@ -126,10 +126,11 @@ def _integrate_block(
         summed = by_stretch.view(n_rows, -1).sum(1)
         reached = summed <= bound
         # NaN never gets better; halving stops at the most segments
-        done = active & (reached | ~torch.isfinite(summed) | (counts > most))
+        room = most + 1 - counts
+        done = active & (reached | ~torch.isfinite(summed) | (room <= 0))
         off = by_stretch[stretch] * 2 * n_stretches > bound[owner]
         change = ((g[left + 1] - g[left]) * chord).flatten(1).norm(dim=1) + error.abs()
-        halved = _largest(change.where(off & (length > _SHORTEST) & ~done[owner], 0), owner, n_rows)
+        halved = _largest(change.where(off & (length > _SHORTEST) & ~done[owner], 0), owner, room)
         done |= active & (torch.bincount(owner[halved], minlength=n_rows) == 0)
 
         final = done[owner]
@@ -178,12 +179,18 @@ def _spread(model: Model, end: Tensor, along: Tensor, size: int) -> Tensor:
     return scores.amax(1) - scores.amin(1)
 
 
-def _largest(values: Tensor, rows: Tensor, n_rows: int) -> Tensor:
-    """Indices of the largest values of each row that hold ``_SHARE`` of its sum, at least one where any is above 0."""
+def _largest(values: Tensor, rows: Tensor, most: Tensor) -> Tensor:
+    """Indices of the largest values of each row that hold ``_SHARE`` of its sum, at least one where any is above 0.
+
+    No more of a row than its ``most``.
+    """
+    n_rows = len(most)
     order = values.argsort(descending=True)
     order = order[rows[order].argsort(stable=True)]
     ranked, owner = values[order], rows[order]
     sums = values.new_zeros(n_rows).index_add(0, rows, values)
     starts = sums.cumsum(0) - sums
     behind = ranked.cumsum(0) - ranked - starts[owner]
-    return order[(ranked > 0) & (behind < _SHARE * sums[owner])]
+    n_before = torch.bincount(rows, minlength=n_rows).cumsum(0) - torch.bincount(rows, minlength=n_rows)
+    place = torch.arange(len(rows), device=rows.device) - n_before[owner]
+    return order[(ranked > 0) & (behind < _SHARE * sums[owner]) & (place < most[owner])]

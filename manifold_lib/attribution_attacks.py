@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -119,12 +120,14 @@ def attribution_attack(
         raise ValueError("target_maps: got a map of zeros, wants one that can be scaled to sum 1")
     inputs, target_maps = inputs.detach(), target_maps.detach()
     explain = _differentiable(attribution)
-    with left_as_found(model, inputs):
+    with left_as_found(model, inputs), warnings.catch_warnings():
         classes = resolve_target(model, inputs, target, internal_batch_size)
         if classes is None:
             raise ValueError("model: got scores (B,), wants logits (B, C), whose prediction is to be kept")
         found = []
         chunks = torch.arange(len(inputs), device=inputs.device).split(internal_batch_size)
+        # the attribution would say once more, and at each step, what has been said
+        warnings.filterwarnings("ignore", message="the model is in train mode")
         for rows in chunks:
             bar = runtime.progress_bar(betas, show=progress, desc="attribution attack")
             goal = relevance(target_maps[rows])

@@ -217,6 +217,7 @@ def with_argument(*names):
 # what is NaN for one image passes through these, to that image only
 PASS_ON = ("project", "tangent_fraction", "tangent_share")
 BATCHES = ("inputs", "path", "latents", "vectors", "attributions", "basis", "baselines", "references", "maps")
+BATCHES += ("start", "end", "points", "velocities", "others", "target_maps")
 MEASURES = ("pearson", "spearman", "map_mse", "top_k", "ssim")
 EVALUATION = ("completeness_error", "cancellation_ratio", "insertion_deletion")
 
@@ -411,6 +412,11 @@ COUNTS = [
     *((name, "internal_batch_size") for name in ("guided_ig", "enhanced_ig", "expected_gradients", *EVALUATION)),
     *((name, "n_steps") for name in ("guided_ig", "guided_path", "enhanced_ig", "tangential_baseline")),
     ("expected_gradients", "n_samples"),
+    *((name, "n_steps") for name in ("geodesic", "resample", "exp_map", "log_map", "manifold_ig")),
+    *((name, "internal_batch_size") for name in ("geodesic", "resample", "curve_energy", "curve_length")),
+    *((name, "internal_batch_size") for name in ("pullback_metric", "magnification_factor", "manifold_ig")),
+    ("geodesic", "n_knots"),
+    ("tangential_ig", "n_ig_steps"),
     *(("tangential_baseline", name) for name in ("n_starts", "max_iter", "internal_batch_size")),
 ]
 
