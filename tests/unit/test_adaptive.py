@@ -150,3 +150,24 @@ def test_what_a_tolerance_cannot_be_combined_with():
         ml.integrate(smooth_model(), path, tolerance=0.1, method="left")
     with pytest.raises(ValueError, match="create_graph"):
         ml.integrate(smooth_model(), path, tolerance=0.1, create_graph=True)
+
+
+@pytest.mark.parametrize("most", [20, 40, 41])
+@pytest.mark.filterwarnings("ignore:integrate")
+def test_no_image_has_more_segments_than_asked_for(most):
+    model, inputs = smooth_model(), 3 * draw(4, 1, 4, 4)
+    _, info = ml.integrate(model, ml.straight_path(inputs), 1, tolerance=1e-12, n_steps=most, return_info=True)
+    assert (info.n_gradients <= most + 1).all() and (info.n_gradients > most // 2).all()
+
+
+def test_points_in_memory_are_those_of_some_images():
+    model, inputs, most, held = smooth_model(), draw(64, 1, 4, 4), 0, []
+
+    def at(rows, t):
+        held.append(rows)
+        return inputs[rows] * t.view(-1, 1, 1, 1)
+
+    ml.integrate(model, ml.Path(at, end=inputs), 1, tolerance=1e-3, internal_batch_size=38)
+    for rows in held:
+        most = max(most, len(rows.unique()))
+    assert most <= 2

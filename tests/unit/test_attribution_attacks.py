@@ -157,3 +157,24 @@ def test_bad_settings_are_refused(changes, says):
     settings = {"target_maps": images(seed=1), "attribution": ml.gradient, "eps": 0.1, "n_steps": 2}
     with pytest.raises(ValueError, match=rf"^{says}: "):
         ml.attribution_attack(network(), images(), **(settings | changes))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_bound_holds_for_inputs_beyond_the_range_too(norm):
+    x = 3 * images() - 1
+    options = {"attribution": ml.gradient, "eps": 0.1, "norm": norm, "n_steps": 6}
+    found = ml.attribution_attack(network(), x, images(seed=1), **options)
+    assert (found.inputs != x).flatten(1).any(1).any()
+    moved = (found.inputs - x).flatten(1)
+    assert (moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)).max() <= 0.1 * (1 + 1e-5)
+    assert (found.inputs >= x.clamp_max(0)).all() and (found.inputs <= x.clamp_min(1)).all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_an_image_whose_map_is_zero_stays_as_it_is_and_harms_no_other():
+    x = images()
+    x[0] = 0
+    found = ml.attribution_attack(network(), x, images(seed=1), attribution=ml.input_x_gradient, eps=0.5, n_steps=8)
+    assert torch.equal(found.inputs[0], x[0])
+    assert (found.inputs[1:] != x[1:]).flatten(1).any(1).all()
+    assert torch.isfinite(found.attributions).all()

@@ -89,3 +89,10 @@ def test_every_baseline_gives_a_complete_attribution():
             return_convergence_delta=True,
         )
         assert delta.abs().max() < 1e-9 * found.abs().sum()
+
+
+def test_the_range_is_kept_in_double_precision():
+    inputs = draw(2, 1, 4, 4)
+    found = ml.baselines.max_distance(inputs, low=0.1, high=0.3)
+    assert found.dtype == torch.float64
+    assert set(found.flatten().tolist()) <= {0.1, 0.3}

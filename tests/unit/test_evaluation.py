@@ -212,3 +212,26 @@ def test_what_does_not_fit_is_refused():
         ml.insertion_deletion(lambda x: x.flatten(1).sum(1), draw(2, 16), draw(2, 16))
     with pytest.raises(ValueError, match="reduction"):
         ml.cancellation_ratio(model, draw(2, 16), draw(2, 16), reduction="mean")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ratios_lose_no_unit_to_rounding(dtype):
+    """0.29 · 100 is 28.999… in float64, 0.7 · 100 is 69.99… in float32."""
+    model = lambda x: torch.stack([x.flatten(1).sum(1), 0 * x.flatten(1).sum(1)], 1)  # noqa: E731
+    inputs = torch.full((1, 1, 10, 10), 0.01)
+    ratios = torch.tensor([0.0, 0.29, 0.57, 0.58, 0.6, 0.7, 0.9, 1.0], dtype=dtype)
+    maps = torch.rand(1, 1, 10, 10, generator=torch.Generator().manual_seed(0))
+    found = ml.insertion_deletion(model, inputs, maps, 0, ratios=ratios, fill="zero", score="probability")
+    left = torch.logit(found.deletion.double())[0] * 100
+    assert (100 - left).round().int().tolist() == [0, 29, 57, 58, 60, 70, 90, 100]
+    again = ml.insertion_deletion(model, inputs, maps, 0, ratios=found.ratios, fill="zero", score="probability")
+    assert torch.equal(again.deletion, found.deletion)
+
+
+def test_given_classes_cost_no_passes_and_are_checked_all_the_same():
+    counting, inputs = Counting(smooth_model()), draw(2, 1, 4, 4)
+    maps = draw(2, 1, 4, 4, seed=1)
+    ml.insertion_deletion(counting, inputs, maps, 1, ratios=[0.5], curves="deletion")
+    assert len(counting.calls) == 1
+    with pytest.raises(ValueError, match="target: got classes 7 to 7, wants 0 to 2"):
+        ml.insertion_deletion(counting, inputs, maps, 7)

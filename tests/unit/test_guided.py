@@ -1,5 +1,6 @@
 """Guided IG: the released algorithm, loop by loop, bounds, ties, anchors, completeness, independence of the batch."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -223,3 +224,11 @@ def test_greedy_step_in_numbers():
 def test_bad_settings_are_refused(argument, value):
     with pytest.raises(ValueError, match=argument):
         ml.guided_ig(smooth_model((1, 6, 6)), images(2), **{argument: value})
+
+
+def test_gradients_of_another_model_are_not_taken_for_its_own():
+    first, second, inputs = smooth_model(seed=1), smooth_model(seed=2), draw(3, 1, 4, 4)
+    path = ml.guided_path(first, inputs, 1, n_steps=12)
+    bare = dataclasses.replace(path, gradients=None)
+    close(ml.integrate(second, path, 1, n_steps=12), ml.integrate(second, bare, 1, n_steps=12), 1e-12)
+    assert ml.integrate(first, path, 1, n_steps=12, create_graph=True).requires_grad

@@ -99,3 +99,25 @@ def test_a_map_of_zeros_is_nan_with_one_warning(name):
     with pytest.warns(RuntimeWarning, match=f"{name}: 1 of 3"):
         found = MEASURES[name](a, b)
     assert found.isnan().tolist() == [False, True, False]
+
+
+def test_constant_maps_are_alike_and_their_correlation_is_not_defined():
+    flat = torch.ones(2, 1, 12, 12)
+    other = torch.stack([flat[0], torch.rand(1, 12, 12, generator=torch.Generator().manual_seed(0))])
+    assert ml.ssim(flat, 3 * flat).tolist() == [1.0, 1.0]
+    for measure in (ml.pearson, ml.spearman):
+        with pytest.warns(RuntimeWarning, match=f"{measure.__name__}: 2 of 2 pairs hold a constant map"):
+            assert measure(flat, other).isnan().all()
+
+
+def test_ssim_is_scikit_images_of_the_scaled_maps():
+    from skimage.metrics import structural_similarity
+
+    generator = torch.Generator().manual_seed(0)
+    maps, others = torch.rand(2, 1, 1, 16, 16, generator=generator, dtype=torch.float64)
+    maps[0, 0, 3:6] = others[0, 0, 3:6]
+    scaled = [(part / part.flatten().quantile(0.99)).clamp_max(1)[0, 0].numpy() for part in (maps, others)]
+    span = max(part.max() for part in scaled) - min(part.min() for part in scaled)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    expected = structural_similarity(*scaled, data_range=span, **options)
+    assert ml.ssim(maps, others).item() == pytest.approx(expected, abs=1e-12)

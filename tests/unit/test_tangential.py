@@ -126,7 +126,7 @@ def test_the_box_is_kept():
     model, (inputs, basis) = network(nn.Softplus), problem()
     found = ml.tangential_baseline(model, inputs, basis=basis, constraint="box", clamp=(0.1, 0.8), generator=seed())
     free = ml.tangential_baseline(model, inputs, basis=basis, generator=seed())
-    assert found.baselines.min() >= 0 and found.baselines.max() <= 0.8
+    assert found.baselines.min() >= 0.1 and found.baselines.max() <= 0.8
     assert free.baselines.min() < 0 or free.baselines.max() > 1
 
 
@@ -223,3 +223,50 @@ def test_the_manifold_needs_a_vae_and_the_basis_must_fit():
         ml.tangential_baseline(smooth_model(), inputs, basis=basis, constraint="manifold")
     with pytest.raises(ValueError, match="basis"):
         ml.tangential_baseline(smooth_model(), inputs, basis=basis[:, :-1])
+
+
+def test_the_box_is_kept_by_starts_that_win():
+    model, (inputs, basis) = network(nn.ReLU), problem(20)
+    for clamp in ((0.3, 0.6), (-0.5, -0.1)):
+        found = ml.tangential_baseline(
+            model, inputs, basis=basis, constraint="box", clamp=clamp, max_iter=1, n_starts=1
+        )
+        assert found.baselines.min() >= clamp[0] and found.baselines.max() <= clamp[1]
+
+
+@pytest.mark.parametrize("solver", ["projection", "gradient"])
+def test_the_search_keeps_no_graph(solver):
+    model, (inputs, basis) = network(nn.Tanh), problem()
+    found = ml.tangential_baseline(model, inputs.requires_grad_(), basis=basis, solver=solver, max_iter=3)
+    assert not any(part.requires_grad for part in found)
+
+
+def test_what_kind_of_network_it_is_does_not_depend_on_the_first_image():
+    """At zero a tanh network without biases has no second derivative, and looks piecewise linear."""
+    model, (inputs, basis) = network(nn.Tanh), problem()
+    for layer in (model[1], model[3]):
+        layer.bias.data.zero_()
+    inputs[0] = 0
+    order = torch.arange(6).flip(0)
+    found = ml.tangential_baseline(model, inputs, 1, basis=basis, **ADAM).baselines
+    turned = ml.tangential_baseline(model, inputs[order], 1, basis=basis[order], **ADAM).baselines
+    close(turned[order], found, 1e-10)
+
+
+def test_tangential_ig_tells_how_complete_it_is():
+    model, (inputs, basis) = network(nn.Tanh), problem()
+    options = {"basis": basis, "max_iter": 5, "n_starts": 1}
+    maps, delta = ml.tangential_ig(model, inputs, 1, return_convergence_delta=True, **options)
+    baselines = ml.tangential_baseline(model, inputs, 1, **options).baselines
+    change = (model(inputs) - model(baselines))[:, 1]
+    close(delta, maps.flatten(1).sum(1) - change, 1e-12)
+    assert delta.abs().max() < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:tangent_fraction")
+def test_a_basis_with_nan_is_warned_of():
+    model, (inputs, basis) = network(nn.Tanh), problem()
+    basis[2] = math.nan
+    with pytest.warns(RuntimeWarning, match="tangential_baseline: 1 of 6"):
+        found = ml.tangential_baseline(model, inputs, 1, basis=basis, max_iter=3, n_starts=1)
+    assert found.tangent_fraction.isnan().tolist() == [False, False, True, False, False, False]
