@@ -136,6 +136,10 @@ def attribution_attack(
     points, maps, kept, history = zip(*found, strict=True)
     attack = Attack(torch.cat(points), torch.cat(maps), torch.cat(kept), torch.cat(history, 1))
     warn_non_finite(attack.attributions, "attribution_attack")
+    n_empty = int((~attack.attributions.flatten(1).any(1)).sum())
+    if n_empty:
+        message = f"attribution_attack: {n_empty} of {len(inputs)} images have maps of zeros, which lead nowhere"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
     return attack
 
 

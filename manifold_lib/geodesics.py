@@ -23,7 +23,7 @@ from .tangent import Decoder, check_mode
 _COARSEST = 4
 # The images of a coarser curve can jump over what lies between them: its energy is taken on twice the points.
 _FINE = 32
-_STRICT = 1e-3
+_STRICT = 1e-3  # of the tolerance, for a straight line to be left as it is
 _COARSE_SHARE = 0.5  # level l of L ends at the share (l / L)^0.5 of the passes: coarse curves leave little to do
 # Without Jacobians the full step raised the energy of every pair of latents we tried, a tenth of it that of few.
 _CAREFUL = 1 / 16
@@ -93,11 +93,10 @@ def geodesic(
     if n_knots is not None:
         check_count(n_knots, "n_knots")
     check_mode(decoder)
-    n_seen = _n_seen(n_steps)
     with torch.inference_mode(False):
         # copies, since tensors made in inference mode take part in no graph
         start, end = start.detach().clone(), end.detach().clone()
-        size = curves_at_once(n_seen + 1, start, internal_batch_size)
+        size = curves_at_once(_n_seen(n_steps) + 1, start, internal_batch_size)
         decode = _in_parts(decoder, internal_batch_size)
         bar = runtime.progress_bar(range(0, len(start), size), show=progress, desc="geodesic")
         found = [

@@ -345,7 +345,14 @@ def test_two_runs_of_one_notebook_meet(tmp_path: Path) -> None:
 def test_interrupt_is_one_line(tmp_path: Path) -> None:
     folder = _skeleton(tmp_path, SLUGS[0])
     process = subprocess.Popen(
-        _command("all"), cwd=folder, env=_environment(), start_new_session=True, stderr=subprocess.PIPE, text=True
+        _command("all"),
+        cwd=folder,
+        env=_environment(),
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell has its background jobs ignore it, and what they start inherits that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.time() + 60
     while not list((folder / ".build").glob("small/*.running.ipynb")) and time.time() < deadline:

@@ -170,11 +170,12 @@ def test_the_bound_holds_for_inputs_beyond_the_range_too(norm):
     assert (found.inputs >= x.clamp_max(0)).all() and (found.inputs <= x.clamp_min(1)).all()
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_an_image_whose_map_is_zero_stays_as_it_is_and_harms_no_other():
     x = images()
     x[0] = 0
-    found = ml.attribution_attack(network(), x, images(seed=1), attribution=ml.input_x_gradient, eps=0.5, n_steps=8)
+    options = {"attribution": ml.input_x_gradient, "eps": 0.5, "n_steps": 8}
+    with pytest.warns(RuntimeWarning, match="1 of 4 images have maps of zeros"):
+        found = ml.attribution_attack(network(), x, images(seed=1), **options)
     assert torch.equal(found.inputs[0], x[0])
     assert (found.inputs[1:] != x[1:]).flatten(1).any(1).all()
     assert torch.isfinite(found.attributions).all()
