@@ -241,7 +241,7 @@ def test_the_search_keeps_no_graph(solver):
     assert not any(part.requires_grad for part in found)
 
 
-@pytest.mark.filterwarnings("ignore:tangential_baseline: 1 of 6")
+@pytest.mark.filterwarnings("ignore:tangential_baseline")
 def test_what_kind_of_network_it_is_does_not_depend_on_the_first_image():
     """At zero a tanh network without biases has no second derivative, and looks piecewise linear."""
     model, (inputs, basis) = network(nn.Tanh), problem()
