@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_batch, check_choice, check_count, check_positive, check_range
+from .checks import check_batch, check_choice, check_count, check_generator, check_positive, check_range
 from .scores import Model, check_differentiable, left_as_found, resolve_target
 
 
@@ -58,6 +58,7 @@ def pgd(
     check_choice(norm_scope, "norm_scope", ("sample", "batch"))
     check_count(n_steps, "n_steps")
     check_range(clamp, "clamp")
+    device = check_generator(generator, inputs.device)
     radius = radius_of(eps, inputs, norm_scope)
     share = 2.5 / n_steps if step_size is None else check_positive(step_size, "step_size")
     if norm_scope == "batch" and norm != "l2":
@@ -70,7 +71,7 @@ def pgd(
             raise ValueError("model: got scores (B,), wants logits (B, C) for the cross-entropy")
         delta = torch.zeros_like(inputs)
         if generator is not None:
-            noise = torch.randn(inputs.shape, generator=generator, device=generator.device, dtype=inputs.dtype)
+            noise = torch.randn(inputs.shape, generator=generator, device=device, dtype=inputs.dtype)
             delta = ascent_direction(noise.to(inputs.device), norm, norm_scope) * radius / 2
         for _ in range(n_steps):
             points = (inputs + delta).requires_grad_()

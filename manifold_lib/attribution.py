@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from .adaptive import adaptive_integral
-from .checks import check_batch, check_choice, check_count, check_like, check_positive, warn_non_finite
+from .checks import (
+    check_batch,
+    check_choice,
+    check_count,
+    check_generator,
+    check_like,
+    check_positive,
+    warn_non_finite,
+)
 from .integrate import check_adaptive
 from .passes import plan_passes
 from .paths import column, path_starts, straight_path
@@ -105,7 +113,7 @@ def smoothgrad(
     check_batch(inputs)
     check_count(n_samples, "n_samples")
     check_positive(stdevs, "stdevs", zero=True)
-    device = inputs.device if generator is None else generator.device
+    device = check_generator(generator, inputs.device)
     noise = torch.randn((n_samples, *inputs.shape[1:]), generator=generator, device=device, dtype=inputs.dtype)
     noise = stdevs * noise.to(inputs.device)
     with left_as_found(model, inputs):
@@ -225,7 +233,7 @@ def expected_gradients(
         raise ValueError(f"references: got shape {tuple(references.shape)}, wants (N, *{tuple(inputs.shape[1:])})")
     check_like(references[:1], inputs, "references")
     check_count(n_samples, "n_samples")
-    device = inputs.device if generator is None else generator.device
+    device = check_generator(generator, inputs.device)
     drawn = torch.randint(len(references), (n_samples,), generator=generator, device=device).to(inputs.device)
     times = torch.rand(n_samples, generator=generator, device=device, dtype=inputs.dtype).to(inputs.device)
     inputs, references = inputs.detach(), references.detach()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from .checks import check_batch, check_positive, check_range
+from .checks import check_batch, check_generator, check_positive, check_range
 
 
 def zero(inputs: Tensor, *, low: float = 0.0, high: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
@@ -32,7 +32,10 @@ def constant(
 ) -> Tensor:
     """One value everywhere; by default the middle of the range, grey."""
     _check(inputs, low, high)
-    return torch.full_like(inputs, (low + high) / 2 if value is None else float(value))
+    value = (low + high) / 2 if value is None else float(value)
+    if not math.isfinite(value):
+        raise ValueError(f"value: got {value}, wants a finite number")
+    return torch.full_like(inputs, value)
 
 
 def max_distance(
@@ -46,7 +49,7 @@ def max_distance(
 def uniform(inputs: Tensor, *, low: float = 0.0, high: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """Independent uniform noise over the range."""
     _check(inputs, low, high)
-    device = inputs.device if generator is None else generator.device
+    device = check_generator(generator, inputs.device)
     noise = torch.rand(inputs.shape[1:], generator=generator, device=device, dtype=inputs.dtype)
     return (low + (high - low) * noise.to(inputs.device)).expand_as(inputs)
 
@@ -71,7 +74,7 @@ def gaussian(
     """
     _check(inputs, low, high)
     check_positive(stdevs, "stdevs", zero=True)
-    device = inputs.device if generator is None else generator.device
+    device = check_generator(generator, inputs.device)
     noise = torch.randn(inputs.shape[1:], generator=generator, device=device, dtype=inputs.dtype)
     noisy = inputs + stdevs * noise.to(inputs.device)
     return noisy.clamp(low, high) if clip else noisy

@@ -92,6 +92,15 @@ def check_range(value: tuple[float, float] | None, name: str) -> None:
         raise ValueError(f"{name}: got {value!r}, wants None or (low, high) with low < high")
 
 
+def check_generator(value: torch.Generator | None, device: torch.device | str) -> torch.device | str:
+    """The device to draw on: the generator's, which need not be the one of the inputs, else ``device``."""
+    if value is None:
+        return device
+    if not isinstance(value, torch.Generator):
+        raise ValueError(f"generator: got {type(value).__name__}, wants a torch.Generator or None")
+    return value.device
+
+
 def warn_non_finite(values: Tensor, name: str) -> None:
     """One warning that counts the images whose result holds NaN or infinity."""
     bad = int((~torch.isfinite(values.detach().flatten(1)).all(1)).sum())

@@ -159,10 +159,11 @@ def insertion_deletion(
             for pair in chunks:
                 rows, n_gone = pair // len(counts), counts[pair % len(counts)]
                 logits = checked_scores(model(_replaced(inputs, ranks, rows, n_gone, value, kind)), len(rows))
+                if logits.ndim == 1:
+                    raise ValueError("model: got scores (B,), wants logits (B, C)")
                 if classes is None:
                     classes = target_from(logits, target, len(inputs))
-                if classes is None:
-                    raise ValueError("model: got scores (B,), wants logits (B, C)")
+                assert classes is not None
                 values.append(_judged(logits, classes[rows], score))
             curve = torch.cat(values).view(len(inputs), len(counts))
             finite = torch.isfinite(attributions).flatten(1).all(1, keepdim=True)

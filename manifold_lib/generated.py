@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_count
+from .checks import check_count, check_generator
 from .training import predict
 
 _BLOCK = 512
@@ -50,6 +50,7 @@ def sample_generated(
         On the CPU: inputs (n_samples, *shape), labels (n_samples,), latents (n_samples, latent_dim).
     """
     check_count(n_samples, "n_samples")
+    check_generator(generator, "cpu")
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     count = drawn = 0
     while count < n_samples:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_batch, check_count
+from .checks import check_batch, check_count, check_generator
 from .scores import check_target
 
 CLASSES = ("disc", "square", "triangle", "cross")
@@ -73,6 +73,7 @@ def shape_decoder(labels: Tensor | int, *, size: int = 32) -> Callable[[Tensor],
 def sample_shapes(n_samples: int, *, generator: torch.Generator, size: int = 32) -> ShapeSamples:
     """Random images with balanced-at-random classes and standard-normal latents."""
     check_count(n_samples, "n_samples")
+    check_generator(generator, "cpu")
     labels = torch.randint(len(CLASSES), (n_samples,), generator=generator)
     latents = torch.randn(n_samples, LATENT_DIM, generator=generator)
     mask = torch.zeros(n_samples, 1, size, size, dtype=torch.bool)

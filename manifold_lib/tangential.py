@@ -15,7 +15,16 @@ from torch import Tensor
 from . import baselines as starting_points
 from . import runtime
 from .alignment import Search, Steps, gradient_steps, projection_steps
-from .checks import check_batch, check_choice, check_count, check_positive, check_range, check_share, warn_non_finite
+from .checks import (
+    check_batch,
+    check_choice,
+    check_count,
+    check_generator,
+    check_positive,
+    check_range,
+    check_share,
+    warn_non_finite,
+)
 from .latent import encode
 from .passes import plan_passes
 from .paths import straight_path
@@ -108,6 +117,7 @@ def tangential_baseline(
     check_range(clamp, "clamp")
     for count, name in ((n_starts, "n_starts"), (max_iter, "max_iter"), (n_steps, "n_steps")):
         check_count(count, name)
+    check_generator(generator, inputs.device)
     easy = constraint in ("none", "box")
     solver = ("projection" if easy else "gradient") if solver is None else solver
     check_choice(solver, "solver", ("projection", "gradient"))
@@ -228,7 +238,7 @@ def _starts(
     check_mode(vae.decode)
     with torch.no_grad():
         latents = encode(vae, torch.zeros_like(inputs), size)
-    device = inputs.device if generator is None else generator.device
+    device = check_generator(generator, inputs.device)
     draws = torch.randn((n_starts - 1, *latents.shape[1:]), generator=generator, device=device, dtype=latents.dtype)
     return torch.cat([latents[:, None], draws.to(latents.device).expand(len(inputs), *draws.shape)], 1)
 

@@ -1,5 +1,6 @@
 """The README keeps its word: its code runs, its links lead somewhere, its make targets exist."""
 
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -18,6 +19,9 @@ def test_the_code_of_the_readme_runs_in_order(capsys):
         exec(compile(block, "README.md", "exec"), names)
     assert names["attributions"].shape == names["digits"].inputs.shape
     assert names["maps"].shape == names["images"].shape
+    assert len(names["scores"]) == 8 and all(math.isfinite(score) for score in names["scores"])
+    for measured in (names["unfaithful"], names["unsteady"]):
+        assert measured.shape == (8,) and measured.isfinite().all()
     assert "0.09" in capsys.readouterr().out
 
 

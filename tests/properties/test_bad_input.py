@@ -256,6 +256,32 @@ def test_a_basis_with_nan_harms_that_image_only(name):
     assert torch.equal(found[[0, 2]], clean[[0, 2]]) and found[1].isnan().all()
 
 
+@pytest.mark.parametrize(("name", "argument"), with_argument("generator"))
+@pytest.mark.parametrize("value", [5, "seed", 0.5])
+def test_a_seed_is_no_generator(name, argument, value):
+    refused(name, argument, [type(value).__name__, "torch.Generator"], generator=value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_baseline_of_no_number_is_refused(value):
+    with pytest.raises(ValueError, match="value: got"):
+        ml.baselines.constant(inputs(), value=value)
+
+
+@pytest.mark.parametrize("value", [5, "seed"])
+@pytest.mark.parametrize("baseline", [ml.baselines.uniform, ml.baselines.gaussian])
+def test_a_seed_is_no_generator_of_baselines(baseline, value):
+    with pytest.raises(ValueError, match="generator: got"):
+        baseline(inputs(), generator=value)
+
+
+@pytest.mark.parametrize("target", [None, 0, [0, 0, 0]])
+def test_deletion_of_a_model_of_one_score_asks_for_logits(target):
+    target = torch.tensor(target) if isinstance(target, list) else target
+    with pytest.raises(ValueError, match="logits"):
+        call("insertion_deletion", model=lambda x: x.flatten(1).sum(1), target=target)
+
+
 @pytest.mark.parametrize(("name", "argument"), with_argument(*BATCHES))
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
 def test_integers_are_refused(name, argument, dtype):
