@@ -459,3 +459,22 @@ def test_a_thousand_nodes_of_gauss_legendre_stay_exact():
     expected = weights * inputs * ((inputs @ weights) ** 2)[:, None]
     close(found, expected, 1e-12)
     assert np.isclose(float(found.sum()), float(((inputs @ weights) ** 3).sum()))
+
+
+@every_attribution
+def test_gradcheck_through_the_attribution(attribution):
+    model, inputs = smooth_model((3,)), draw(2, 3, seed=1).requires_grad_()
+    more = {"n_steps": 3} if attribution is ml.integrated_gradients else {}
+    assert torch.autograd.gradcheck(lambda x: attribution(model, x, 1, create_graph=True, **more), inputs)
+
+
+@pytest.mark.parametrize("multiply", [True, False])
+def test_gradcheck_through_inputs_and_baselines(multiply):
+    model = smooth_model((3,))
+    points = draw(2, 3, seed=1).requires_grad_(), draw(2, 3, seed=2).requires_grad_()
+
+    def attribution(x, b):
+        more = {"baselines": b, "n_steps": 3, "multiply_by_inputs": multiply, "create_graph": True}
+        return ml.integrated_gradients(model, x, 1, **more)
+
+    assert torch.autograd.gradcheck(attribution, points)

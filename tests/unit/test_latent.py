@@ -256,3 +256,23 @@ def test_reversal_of_manifold_ig_flips_its_sign():
     model, vae, inputs, other = smooth_model(), Curved(), draw(3, 1, 4, 4), draw(3, 1, 4, 4, seed=3)
     forth = ml.manifold_ig(model, inputs, 1, vae=vae, baselines=other, max_iter=0)
     close(forth, -ml.manifold_ig(model, other, 1, vae=vae, baselines=inputs, max_iter=0), 1e-9)
+
+
+@pytest.mark.parametrize("bridge", [True, False])
+@pytest.mark.parametrize("method", ["trapezoid", "midpoint", "gausslegendre"])
+def test_gradcheck_through_enhanced_ig(bridge, method):
+    """Through encoder, decoder, path and bridges, in the inputs and the baselines."""
+    model, vae = smooth_model(), Curved()
+    points = draw(2, 1, 4, 4, seed=1).requires_grad_(), draw(2, 1, 4, 4, seed=2).requires_grad_()
+
+    def attribution(x, b):
+        more = {"baselines": b, "n_steps": 3, "method": method, "bridge": bridge, "create_graph": True}
+        return ml.enhanced_ig(model, x, 1, vae=vae, **more)
+
+    assert torch.autograd.gradcheck(attribution, points)
+
+
+def test_gradcheck_through_manifold_ig_without_descent():
+    model, vae, inputs = smooth_model(), Curved(), draw(2, 1, 4, 4, seed=1).requires_grad_()
+    more = {"vae": vae, "n_steps": 3, "max_iter": 0, "create_graph": True}
+    assert torch.autograd.gradcheck(lambda x: ml.manifold_ig(model, x, 1, **more), inputs)
