@@ -129,7 +129,7 @@ def _integrate_block(
         # NaN never gets better; halving stops at the most segments
         room = most + 1 - counts
         done = active & (reached | ~torch.isfinite(summed) | (room <= 0))
-        change = ((g[left + 1] - g[left]) * chord).flatten(1).square().sum(1) + error.square()
+        change = ((g[left + 1] - g[left]) * chord).flatten(1).norm(dim=1).double().square() + error.double().square()
         halved = _largest(change.where((length > _SHORTEST) & ~done[owner], 0), owner, room)
         done |= active & (torch.bincount(owner[halved], minlength=n_rows) == 0)
 
@@ -175,22 +175,22 @@ def _spread(model: Model, end: Tensor, along: Tensor, size: int) -> Tensor:
     """Range of the class scores at the end; of the one score along the path where there are no classes."""
     with torch.no_grad():
         scores = torch.cat([model(chunk.clone()) for chunk in end.split(size)])
-    scores = along if scores.ndim == 1 else scores
+    scores = along if scores[0].numel() == 1 else scores
     return scores.amax(1) - scores.amin(1)
 
 
 def _largest(values: Tensor, rows: Tensor, most: Tensor) -> Tensor:
     """Indices of the largest values of each row that hold ``_SHARE`` of its sum, at least one where any is above 0.
 
-    No more of a row than its ``most``.
+    No more of a row than its ``most``. A row is added up on its own, so that no other one's size rounds it away.
     """
-    n_rows = len(most)
-    order = values.argsort(descending=True)
+    order = values.argsort(descending=True, stable=True)
     order = order[rows[order].argsort(stable=True)]
-    ranked, owner = values[order], rows[order]
-    sums = values.new_zeros(n_rows).index_add(0, rows, values)
-    starts = sums.cumsum(0) - sums
-    behind = ranked.cumsum(0) - ranked - starts[owner]
-    n_before = torch.bincount(rows, minlength=n_rows).cumsum(0) - torch.bincount(rows, minlength=n_rows)
-    place = torch.arange(len(rows), device=rows.device) - n_before[owner]
-    return order[(ranked > 0) & (behind < _SHARE * sums[owner]) & (place < most[owner])]
+    owner, length = rows[order], torch.bincount(rows, minlength=len(most))
+    place = torch.arange(len(rows), device=rows.device) - (length.cumsum(0) - length)[owner]
+    ranked = values.new_zeros(len(most), int(length.max()))
+    ranked[owner, place] = values[order]
+    sums = ranked.cumsum(1)
+    behind = sums - ranked
+    kept = (ranked > 0) & (behind < _SHARE * sums[:, -1:])
+    return order[kept[owner, place] & (place < most[owner])]

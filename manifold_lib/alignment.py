@@ -31,6 +31,7 @@ class Search(NamedTuple):
     c: float
     clamp: tuple[float, float]
     n_steps: int
+    size: int
     learning_rate: float
     stop_gradient: bool
 
@@ -59,8 +60,8 @@ def gradient_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor
     """Adam (Kingma and Ba 2015) on the fraction, each image on its own, with a penalty for ``constraint="change"``."""
     needed = scale = torch.zeros((), dtype=inputs.dtype, device=inputs.device)
     if search.constraint == "change":
-        end = score(search.model, inputs, target, len(inputs))
-        change = end - score(search.model, torch.zeros_like(inputs), target, len(inputs))
+        end = score(search.model, inputs, target, search.size)
+        change = end - score(search.model, torch.zeros_like(inputs), target, search.size)
         needed, scale = end - search.c * change, change.abs().clamp_min(0.05)
     variable = starts.clone()
     first, second = torch.zeros_like(variable), torch.zeros_like(variable)
@@ -92,12 +93,32 @@ def gradient_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor
             variable = variable.clamp(*search.clamp)
 
 
+def is_piecewise_linear(
+    model: Model, inputs: Tensor, target: Tensor | None, clamp: tuple[float, float], size: int
+) -> bool:
+    """Whether the gradient has no derivative, as on ReLU networks: then h is locally constant.
+
+    Tried at noise, the same whatever the inputs: an image may sit where the derivative happens to be zero.
+    """
+    low, high = clamp
+    # two rows where there may be, since batch norm in train mode refuses one
+    shape = (min(2, size), *inputs.shape[1:])
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=inputs.dtype)
+    points = (low + (high - low) * noise).to(inputs.device).requires_grad_()
+    first_class = None if target is None else torch.zeros_like(target[:1]).expand(len(noise))
+    with torch.enable_grad():
+        slope = score_and_gradient(model, points, first_class, create_graph=True)[1]
+        if not slope.requires_grad:
+            return True
+        (second,) = torch.autograd.grad(slope.square().sum(), points, allow_unused=True)
+    return second is None or not second.any()
+
+
 def _average(search: Search, inputs: Tensor, baselines: Tensor, target: Tensor | None, *, graph: bool) -> Tensor:
     """h, by midpoint nodes; with a graph only where it is to be differentiated."""
     nodes, weights = rule("midpoint", search.n_steps, inputs)
     path = straight_path(inputs, baselines if graph else baselines.detach())
-    size = len(inputs) * search.n_steps
-    return mean_gradient(search.model, path, target, nodes, weights, size=size, create_graph=graph)
+    return mean_gradient(search.model, path, target, nodes, weights, size=search.size, create_graph=graph)
 
 
 def _share(values: Tensor, inside: Tensor) -> Tensor:

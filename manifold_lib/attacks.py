@@ -76,7 +76,7 @@ def pgd(
         for _ in range(n_steps):
             points = (inputs + delta).requires_grad_()
             with torch.enable_grad():
-                loss = F.cross_entropy(model(points), labels, reduction="sum")
+                loss = F.cross_entropy(model(points.clone()), labels, reduction="sum")
                 check_differentiable(loss)
             (gradient,) = torch.autograd.grad(loss, points, materialize_grads=True)
             delta = delta + share * radius * ascent_direction(gradient, norm, norm_scope)

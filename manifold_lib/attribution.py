@@ -18,7 +18,7 @@ from .checks import (
 from .integrate import check_adaptive
 from .passes import plan_passes
 from .paths import column, path_starts, straight_path
-from .quadrature import METHODS, mean_gradient, pairs, rule, summed_gradients
+from .quadrature import METHODS, empty_sum, mean_gradient, pairs, rule, summed_gradients
 from .scores import Model, left_as_found, resolve_target, score, score_change, score_gradient
 
 
@@ -239,7 +239,7 @@ def expected_gradients(
     inputs, references = inputs.detach(), references.detach()
     delta = None
     with left_as_found(model, inputs):
-        attributions = torch.zeros_like(inputs)
+        sums = empty_sum(inputs)
         model, size = plan_passes(model, inputs, n_samples, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         for rows, index in pairs(len(inputs), n_samples, size, inputs.device):
@@ -247,7 +247,8 @@ def expected_gradients(
             displacement = inputs[rows] - starts
             points = starts + column(times[index], inputs) * displacement
             slopes = score_gradient(model, points, None if classes is None else classes[rows])
-            attributions.index_add_(0, rows, slopes * displacement / n_samples)
+            sums.index_add_(0, rows, (slopes * displacement).to(sums.dtype) / n_samples)
+        attributions = sums.to(inputs.dtype)
         if return_convergence_delta:
             change = score(model, inputs, classes, size)
             for rows, index in pairs(len(inputs), n_samples, size, inputs.device):

@@ -156,7 +156,7 @@ def _attack(
     """Some images at once: ``explain`` keeps the graph that ``judge`` needs not; a sharpness for each step."""
     radius, norm, clamp = bound
     with torch.no_grad():
-        clean = model(inputs).log_softmax(1)
+        clean = model(inputs.clone()).log_softmax(1)
     points, best = inputs.clone(), inputs.clone()
     # what lies beyond ``clamp`` already may stay there: to move it would leave the ball
     low, high = (None, None) if clamp is None else (inputs.clamp_max(clamp[0]), inputs.clamp_min(clamp[1]))
@@ -181,13 +181,13 @@ def _attack(
         if (i + 1) % _JUDGED_EVERY == 0 or i + 1 == n_steps:
             maps = judge(model, points, classes).detach()
             with torch.no_grad():
-                kept = model(points).argmax(1) == clean.argmax(1)
+                kept = model(points.clone()).argmax(1) == clean.argmax(1)
             distance = _distance(maps, goal)
             better = (kept & (distance < least)).view(-1, *(1,) * (inputs.ndim - 1))
             least = torch.where(better.flatten(), distance, least)
             best, best_maps = torch.where(better, points, best), torch.where(better, maps, best_maps)
     with torch.no_grad():
-        kept = model(best).argmax(1) == clean.argmax(1)
+        kept = model(best.clone()).argmax(1) == clean.argmax(1)
     return Attack(best, best_maps, kept, torch.stack(history))
 
 

@@ -184,8 +184,11 @@ def _replaced(inputs: Tensor, ranks: Tensor, rows: Tensor, counts: Tensor, fill:
         return torch.where(gone, fill[rows], x)
     left = (~gone).expand_as(x)
     n_left = left.flatten(1).sum(1)
-    mean = (x * left).flatten(1).sum(1) / n_left
-    return torch.where(gone, column(torch.where(n_left > 0, mean, x.flatten(1).mean(1)), x), x)
+    # half precision ends at 65,504, which a sum over an image passes
+    exact = x if x.dtype == torch.float64 else x.float()
+    mean = (exact * left).flatten(1).sum(1) / n_left
+    mean = torch.where(n_left > 0, mean, exact.flatten(1).mean(1)).to(x.dtype)
+    return torch.where(gone, column(mean, x), x)
 
 
 def _judged(logits: Tensor, classes: Tensor, score: str) -> Tensor:
@@ -216,7 +219,10 @@ def _floor(count: float) -> int:
 
 
 def _check_ratios(ratios: Sequence[float] | Tensor) -> list[float]:
-    shares = torch.as_tensor(ratios, dtype=torch.float64).tolist()
-    if not isinstance(shares, list) or not shares or not all(0 <= share <= 1 for share in shares):
+    try:
+        shares = torch.as_tensor(ratios, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        shares = torch.empty(0)
+    if shares.ndim != 1 or not len(shares) or not ((shares >= 0) & (shares <= 1)).all():
         raise ValueError(f"ratios: got {ratios!r}, wants one or more numbers in [0, 1]")
-    return shares
+    return shares.tolist()

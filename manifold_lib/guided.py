@@ -16,6 +16,7 @@ from . import runtime
 from .checks import check_batch, check_choice, check_count, check_like, check_share, warn_non_finite
 from .passes import plan_passes
 from .paths import Path, column, polyline
+from .quadrature import empty_sum
 from .scores import Model, left_as_found, resolve_target, score_change, score_gradient
 
 # weights of the gradients at the two ends of a segment
@@ -71,7 +72,7 @@ def guided_ig(
     n_steps = math.ceil(n_steps / n_pieces)
     inputs, delta = inputs.detach(), None
     with left_as_found(model, inputs):
-        attributions = torch.zeros_like(inputs)
+        sums = empty_sum(inputs)
         model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         rows = torch.arange(len(inputs) * n_pieces, device=inputs.device).split(size)
@@ -80,16 +81,17 @@ def guided_ig(
             images = chunk // n_pieces
             own = None if classes is None else classes[images]
             starts, ends = _piece(inputs[images], baselines[images], chunk % n_pieces, n_pieces)
-            total, x, gradient = torch.zeros_like(ends), starts, None
+            total, x, gradient = empty_sum(ends), starts, None
             free = 1.0 if anchors else max_dist
             for point, slope in greedy_points(model, starts, ends, own, n_steps, fraction, free, last=after > 0):
                 if gradient is not None:
                     mixed = before * gradient if slope is None else before * gradient + after * slope
-                    total += mixed * (point - x)
+                    total += mixed * (point.to(total.dtype) - x)
                     next(bar, None)
                 x, gradient = point, slope
-            attributions.index_add_(0, images, total)
+            sums.index_add_(0, images, total)
         next(bar, None)
+        attributions = sums.to(inputs.dtype)
         if return_convergence_delta:
             delta = attributions.flatten(1).sum(1) - score_change(model, inputs, baselines, classes, size)
     warn_non_finite(attributions, "guided_ig")
@@ -150,10 +152,11 @@ def greedy_points(
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The n_steps + 1 points of the greedy path with their gradients; that of the end only if ``last``."""
     displacement = ends - starts
-    distances = displacement.flatten(1).abs()
+    # in half precision a step would be lost beside the way so far
+    distances = displacement.flatten(1).abs().to(empty_sum(displacement[:1]).dtype)
     progress = torch.zeros_like(distances)
     for step in range(n_steps):
-        points = starts + progress.view_as(starts) * displacement
+        points = (starts + progress.view_as(starts) * displacement).to(ends.dtype)
         gradient = score_gradient(model, points, target)
         yield points, gradient
         progress = greedy_step(

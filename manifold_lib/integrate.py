@@ -135,5 +135,16 @@ def _with_end(model: Model, path: Path) -> Path:
                 "wants Path(at, end=...) with the end points (B, *shape)"
             ) from error
         path = dataclasses.replace(path, end=end)
-    check_batch(path.end, "path")
-    return path
+    end = check_batch(path.end, "path")
+    if path.displacement is not None:
+        return path
+
+    def at(rows: Tensor, t: Tensor) -> Tensor:
+        points = path.at(rows, t)
+        wants = ((len(t), *end.shape[1:]), end.dtype, end.device)
+        got = (tuple(points.shape), points.dtype, points.device) if isinstance(points, Tensor) else type(points)
+        if got != wants:
+            raise ValueError(f"path: at(rows, t) gave {got}, wants {wants} like its end")
+        return points
+
+    return dataclasses.replace(path, at=at)

@@ -161,7 +161,7 @@ def _along(
     classes = resolve_target(model, inputs, target, size)
     with torch.set_grad_enabled(create_graph):
         start, end = encode(vae, baselines, size), encode(vae, inputs, size)
-        curve = decoded_path(vae.decode, build(start, end), inputs, size)
+        curve = decoded_path(decoder_of(vae, inputs), build(start, end), size)
     attributions = integral(model, curve, classes, size=size, create_graph=create_graph)
     if bridge:
         attributions = attributions + bridges(model, inputs, baselines, curve, classes, size, create_graph)
@@ -193,21 +193,35 @@ def encode(vae: Any, inputs: Tensor, size: int) -> Tensor:
     for part in (vae.encode, *parts):
         check_mode(part, "vae")
     # copies, since an encoder may begin with an in-place layer
-    latents = torch.cat([vae.encode(chunk.clone()) for chunk in inputs.split(size)])
-    return check_batch(latents, "vae.encode(inputs)")
+    parts = [vae.encode(chunk.clone()) for chunk in inputs.split(size)]
+    if not isinstance(parts[0], Tensor):
+        raise ValueError(f"vae: encode gave {type(parts[0]).__name__}, wants a tensor (B, *latent), such as the means")
+    return check_batch(torch.cat(parts), "vae.encode(inputs)")
 
 
-def decoded_path(decode: Callable[[Tensor], Tensor], latent_path: Path, inputs: Tensor, size: int) -> Path:
+def decoder_of(vae: Any, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+    """``vae.decode``, refused where it gives anything but images like the inputs."""
+    check_mode(vae.decode)
+
+    def decode(latents: Tensor) -> Tensor:
+        images = vae.decode(latents)
+        wants = ((len(latents), *inputs.shape[1:]), inputs.dtype)
+        got = (tuple(images.shape), images.dtype) if isinstance(images, Tensor) else type(images).__name__
+        if got != wants:
+            raise ValueError(f"vae: decode gave {got}, wants {wants} like inputs")
+        return images
+
+    return decode
+
+
+def decoded_path(decode: Callable[[Tensor], Tensor], latent_path: Path, size: int) -> Path:
     """The image of a path through the latents: a path through inputs."""
-    check_mode(decode)
 
     def at(rows: Tensor, t: Tensor) -> Tensor:
         return decode(latent_path.at(rows, t))
 
     assert latent_path.end is not None
     end = torch.cat([decode(chunk.clone()) for chunk in latent_path.end.split(size)])
-    if end.shape != inputs.shape:
-        raise ValueError(f"vae: decodes to shape {tuple(end.shape)}, wants {tuple(inputs.shape)} like inputs")
     return Path(at, end=end)
 
 

@@ -82,7 +82,7 @@ def ssim(maps: Tensor, others: Tensor) -> Tensor:
     scikit-image's, with the Gaussian window of 11×11 of Wang et al. (2004). Each map is scaled first, its 99th
     percentile to 1: relevance sums to 1, and with the range of unscaled images any two maps would be alike.
     """
-    check_batch(maps, "maps", min_dim=4)
+    _check_maps(maps, min_dim=4)
     if min(maps.shape[2:]) < _WINDOW:
         raise ValueError(f"maps: got shape {tuple(maps.shape)}, wants images of at least {_WINDOW}×{_WINDOW}")
     pair = [
@@ -112,12 +112,18 @@ def _shown(relevances: Tensor) -> Tensor:
 
 def _relevances(maps: Tensor, others: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """n(A) of both maps, flat (B, N)."""
-    # NaN may pass, since an attribution that failed is one
-    check_batch(torch.nan_to_num(maps) if isinstance(maps, Tensor) else maps, "maps")
+    _check_maps(maps)
     check_map(others, maps, "others")
-    pair = relevance(maps.detach()).flatten(1), relevance(others.detach()).flatten(1)
+    # half precision has too few digits for a sum over an image
+    exact = torch.promote_types(maps.dtype, torch.float32)
+    pair = relevance(maps.detach().to(exact)).flatten(1), relevance(others.detach().to(exact)).flatten(1)
     warn_non_finite(pair[0] + pair[1], name)
     return pair
+
+
+def _check_maps(maps: Tensor, min_dim: int = 2) -> None:
+    """Refuse what is no batch of maps; NaN may pass, since an attribution that failed is one."""
+    check_batch(torch.nan_to_num(maps) if isinstance(maps, Tensor) else maps, "maps", min_dim=min_dim)
 
 
 def _correlation(a: Tensor, b: Tensor, name: str) -> Tensor:

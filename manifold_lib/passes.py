@@ -101,23 +101,30 @@ def _examine(model: Model, inputs: Tensor, most: int, *, orderable: bool, backwa
     """Try a few points, at most ``most`` at once; what a module showed before holds while its parts are the same."""
     module = module_of(model)
     known = {} if module is None else _FINDINGS.setdefault(module, {})
-    parts = () if module is None else tuple((type(part), part.training) for part in module.modules())
+    parts = () if module is None else tuple(_looks(part) for part in module.modules())
     case = (getattr(model, "__func__", None), parts, inputs.shape[1:], inputs.dtype, inputs.device)
     case += (orderable, backward, exact, min(most, 3))
     if case in known:
         return known[case]
     fewer, more = (inputs.detach()[:1].expand(min(n, most), *inputs.shape[1:]) for n in (2, 3))
-    first, second, takes_order = _try(model, fewer, backward), None, False
-    if orderable and not (exact and first.pools_maxima):
-        with contextlib.suppress(RuntimeError):
-            second = _try(_channels_last(model), more, backward)
-            takes_order = _agree(first.results, second.results)
-    if second is None or not takes_order:
-        second = _try(model, more, backward)
+    devices = [inputs.device] if inputs.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # else dropout, left in train mode, would be drawn otherwise the first time
+        first, second, takes_order = _try(model, fewer, backward), None, False
+        if orderable and not (exact and first.pools_maxima):
+            with contextlib.suppress(RuntimeError):
+                second = _try(_channels_last(model, strict=True), more, backward)
+                takes_order = _agree(first.results, second.results)
+        if second is None or not takes_order:
+            second = _try(model, more, backward)
     finding = _Finding(first.pools_maxima, takes_order, second.n_bytes - first.n_bytes)
     if all(result is not None and result.isfinite().all() for result in first.results):
         known[case] = finding  # a damaged image says nothing of the next one
     return finding
+
+
+def _looks(part: nn.Module) -> tuple:
+    """What tells a part from what it was at an earlier trial."""
+    return type(part), part.training, tuple(part._forward_hooks), tuple(part._forward_pre_hooks)
 
 
 def _fitting(inputs: Tensor, bytes_per_point: int) -> int:
@@ -142,11 +149,16 @@ def _keep_freed_memory() -> None:
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
-def _channels_last(model: Model) -> Model:
-    """The model behind a change of its input's memory order."""
+def _channels_last(model: Model, *, strict: bool = False) -> Model:
+    """The model behind a change of its input's memory order; unless ``strict``, the usual one where that fails."""
 
     def ordered(x: Tensor) -> Tensor:
-        scores = model(_ordered(x))
+        try:
+            scores = model(_ordered(x))
+        except RuntimeError:
+            if strict:
+                raise
+            return model(x)  # it has changed since its trial, or fails either way
         for node in _nodes(scores):
             # the gradient of a flattened map comes in the other order, with which pooling takes five times as long;
             # the hooks sit on the graph of this one pass, not on the model
@@ -206,7 +218,7 @@ def _try(model: Model, points: Tensor, backward: bool) -> _Trial:
     with torch.set_grad_enabled(backward):
         points = points.clone().requires_grad_(backward)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            scores = model(points)
+            scores = model(points.clone())  # it may begin with an in-place layer
         pools_maxima = False
         results: list[Tensor | None] = [scores.detach() if isinstance(scores, Tensor) else None]
         if results[0] is not None and scores.requires_grad:

@@ -103,13 +103,19 @@ def summed_gradients(
     create_graph: bool = False,
 ) -> Tensor:
     """Σ_j w_j ∇f(points(row, j)) for each row of ``like``, ``size`` points at a time: (B, *shape)."""
-    total = torch.zeros_like(like, requires_grad=False)
+    total = empty_sum(like)
     for rows, index in pairs(len(like), len(weights), size, like.device):
         with torch.set_grad_enabled(create_graph):
             x = points(rows, index)
         gradient = score_gradient(model, x, _of(target, rows), weights=weights[index], create_graph=create_graph)
         total = _add(total, rows, gradient, create_graph)
-    return total
+    return total.to(like.dtype)
+
+
+def empty_sum(like: Tensor) -> Tensor:
+    """Zeros to add to: half precision would lose what is small beside the sum so far, so its sums are in single."""
+    half = like.dtype in (torch.float16, torch.bfloat16)
+    return torch.zeros_like(like, dtype=torch.float32 if half else like.dtype, requires_grad=False)
 
 
 def pairs(n_rows: int, n_columns: int, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -124,14 +130,14 @@ def _velocity_sum(
 ) -> Tensor:
     """Σ_j w_j ∇f(γ(t_j)) ⊙ γ'(t_j), the velocity by forward-mode differentiation of the path."""
     assert path.end is not None
-    total = torch.zeros_like(path.end)
+    total = empty_sum(path.end)
     for rows, index in pairs(len(path.end), len(nodes), size, nodes.device):
         t = nodes[index]
         with torch.set_grad_enabled(create_graph):
             x, velocity = jvp(lambda time, at=rows: path.at(at, time), t, torch.ones_like(t))
         gradient = _gradient(model, path, x, rows, t, target, create_graph)
         total = _add(total, rows, gradient * velocity * column(weights[index], path.end), create_graph)
-    return total
+    return total.to(path.end.dtype)
 
 
 def _chord_sum(
@@ -145,7 +151,7 @@ def _chord_sum(
     assert path.end is not None
     n_nodes = n_steps * (2 if method == "midpoint" else 1) + 1
     before, after = _CHORD_WEIGHTS[method]
-    total = torch.zeros_like(path.end)
+    total = empty_sum(path.end)
     carried: tuple[Tensor, Tensor, Tensor] | None = None
     for rows, index in pairs(len(path.end), n_nodes, size, path.end.device):
         t = index.to(path.end.dtype) / (n_nodes - 1)
@@ -166,7 +172,7 @@ def _chord_sum(
         joined = (rows[1:] == rows[:-1]).nonzero().squeeze(1)
         mixed = before * gradient[joined] + after * gradient[joined + 1]
         total = _add(total, rows[joined], mixed * (x[joined + 1] - x[joined]), create_graph)
-    return total
+    return total.to(path.end.dtype)
 
 
 def _needs_gradient(method: str, index: Tensor, n_nodes: int) -> Tensor:
@@ -188,4 +194,5 @@ def _of(target: Tensor | None, rows: Tensor) -> Tensor | None:
 
 
 def _add(total: Tensor, rows: Tensor, values: Tensor, create_graph: bool) -> Tensor:
+    values = values.to(total.dtype)
     return total.index_add(0, rows, values) if create_graph else total.index_add_(0, rows, values)

@@ -111,20 +111,21 @@ class Results:
         return next(row["verdict"] for row in self._claims if row["id"] == id)
 
     def verdicts(self) -> pd.DataFrame:
-        """The claims so far, rounded for reading; the column of values names the profile."""
+        """The claims so far, rounded for reading: what the paper prints beside what this profile gave."""
+        ours = f"ours, {self.profile}"  # never "paper" alone: that is a profile too
         rows = [
             {
                 "id": row["id"],
                 "statement": row["statement"],
                 "paper": number(row["paper"]),
-                self.profile: number(row["value"]),
+                ours: number(row["value"]),
                 "95 % interval": bracket(row["ci95"]),
                 "n": row["n"],
                 "verdict": row["verdict"],
             }
             for row in self._claims
         ]
-        return pd.DataFrame(rows, columns=["id", "statement", "paper", self.profile, "95 % interval", "n", "verdict"])
+        return pd.DataFrame(rows, columns=["id", "statement", "paper", ours, "95 % interval", "n", "verdict"])
 
     def finish(self) -> None:
         """Write ``results.json`` and put the folder in place of ``figures/<profile>/<slug>``."""

@@ -1,7 +1,7 @@
 """The user's model: its scores and their gradient.
 
-Nothing here converts, moves or keeps anything of the model; batch-norm buffers that a forward pass
-in train mode would change are put back.
+Nothing here converts, moves or keeps anything of the model; buffers that a forward pass changes, as batch norm does
+in train mode, are put back.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Model = Callable[[Tensor], Tensor]
 
 @contextlib.contextmanager
 def left_as_found(model: Model, inputs: Tensor, *, warn: bool = True) -> Iterator[None]:
-    """Check the model's device, warn of train-mode layers, restore the buffers they change, allow gradients.
+    """Check the model's device, warn of train-mode layers, restore buffers, allow gradients.
 
     A model wrapped in a plain function cannot be looked into: its train mode is neither seen nor mended.
     """
     module = module_of(model)
-    kept: list[tuple[Tensor, Tensor]] = []
+    kept: list[tuple[nn.Module, str, Tensor, int, Tensor]] = []
     if module is not None:
         tensor = next(iter(module.parameters()), next(iter(module.buffers()), None))
         if tensor is not None and tensor.device != inputs.device:
@@ -36,16 +36,23 @@ def left_as_found(model: Model, inputs: Tensor, *, warn: bool = True) -> Iterato
                 RuntimeWarning,
                 stacklevel=4,
             )
-        training = [part for part in module.modules() if part.training]
-        kept = [(buffer, buffer.clone()) for part in training for buffer in part.buffers(recurse=False)]
+        kept = [
+            (part, name, buffer, buffer._version, buffer.clone())
+            for part in module.modules()
+            for name, buffer in part.named_buffers(recurse=False)
+            if not buffer.is_inference()
+        ]
     grad_mode = torch.is_grad_enabled()
     try:
         with torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
             yield
     finally:
         with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
+            for part, name, buffer, version, value in kept:
+                part._buffers[name] = buffer
+                # batch norm changes them unseen; an unchanged one is left, since a graph that was kept may hold it
+                if part.training or buffer._version != version:
+                    buffer.copy_(value)
 
 
 def module_of(function: Callable) -> nn.Module | None:
@@ -120,13 +127,18 @@ def check_target(
             raise ValueError(f"{name}: got shape {tuple(target.shape)}, wants ({batch},)")
         classes = target.to(device=device, dtype=torch.int64).expand(batch)
     elif isinstance(target, Integral) and not isinstance(target, bool):
+        check_class(int(target), int(target), n_classes, name)
         classes = torch.full((batch,), int(target), device=device)
     else:
         raise ValueError(f"{name}: got {type(target).__name__}, wants int, LongTensor ({batch},) or None")
-    low, high = torch.stack(torch.aminmax(classes)).tolist()
+    check_class(*torch.stack(torch.aminmax(classes)).tolist(), n_classes, name)
+    return classes
+
+
+def check_class(low: int, high: int, n_classes: int, name: str) -> None:
+    """Refuse classes that the model does not have."""
     if low < 0 or high >= n_classes:
         raise ValueError(f"{name}: got classes {low} to {high}, wants 0 to {n_classes - 1}")
-    return classes
 
 
 def select(scores: Tensor, target: Tensor | None) -> Tensor:
@@ -180,7 +192,7 @@ def score_and_gradient(
             points = points.detach()
         if not points.requires_grad:
             points = points.requires_grad_()
-        values = select(model(points), target)
+        values = select(model(points.clone()), target)  # the model may begin with an in-place layer
         check_differentiable(values)
         if weights is None:
             weights = torch.ones_like(values)

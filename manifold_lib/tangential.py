@@ -6,6 +6,7 @@ optimised, so a high one proves little by itself: notebook 02 shows the controls
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from . import baselines as starting_points
 from . import runtime
-from .alignment import Search, Steps, gradient_steps, projection_steps
+from .alignment import Search, Steps, gradient_steps, is_piecewise_linear, projection_steps
 from .checks import (
     check_batch,
     check_choice,
@@ -25,12 +26,12 @@ from .checks import (
     check_share,
     warn_non_finite,
 )
-from .latent import encode
+from .latent import decoder_of, encode
 from .passes import plan_passes
 from .paths import straight_path
 from .quadrature import line_integral
-from .scores import Model, left_as_found, resolve_target, score_and_gradient, score_change
-from .tangent import check_mode, flat_like, tangent_fraction
+from .scores import Model, left_as_found, resolve_target, score_change
+from .tangent import flat_like, tangent_fraction
 
 _GOAL = 0.99
 _PATIENCE, _GAIN, _SLACK = 50, 1e-4, 1e-6
@@ -103,6 +104,10 @@ def tangential_baseline(
         Valid range of the inputs.
     generator : torch.Generator, optional
         For the starts; each is drawn once and shared by the images.
+    internal_batch_size : int, optional
+        Points per pass through the model.
+    progress : bool
+        Whether to show a bar.
 
     Returns
     -------
@@ -115,6 +120,8 @@ def tangential_baseline(
     check_share(c, "c")
     check_positive(learning_rate, "learning_rate")
     check_range(clamp, "clamp")
+    if clamp is None or not all(math.isfinite(end) for end in clamp):
+        raise ValueError(f"clamp: got {clamp}, wants two finite numbers, the range of images")
     for count, name in ((n_starts, "n_starts"), (max_iter, "max_iter"), (n_steps, "n_steps")):
         check_count(count, name)
     check_generator(generator, inputs.device)
@@ -130,11 +137,11 @@ def tangential_baseline(
         model, size = plan_passes(model, inputs, n_steps * max_iter, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         if stop_gradient is None:
-            stop_gradient = _is_piecewise_linear(model, inputs, classes, clamp)
+            stop_gradient = is_piecewise_linear(model, inputs, classes, clamp, size)
         starts = _starts(inputs, n_starts, clamp, vae, size, generator)
         starts = starts.clamp(*clamp) if constraint == "box" else starts
-        decode = vae.decode if constraint == "manifold" else None
-        search = Search(model, decode, constraint, c, clamp, n_steps, learning_rate, stop_gradient)
+        decode = decoder_of(vae, inputs) if constraint == "manifold" else None
+        search = Search(model, decode, constraint, c, clamp, n_steps, size, learning_rate, stop_gradient)
         steps = projection_steps if solver == "projection" else gradient_steps
         rows = torch.arange(len(inputs) * n_starts, device=inputs.device).split(max(size // n_steps, 1))
         found = []
@@ -235,30 +242,11 @@ def _starts(
         low, high = clamp
         noise = [starting_points.uniform(inputs, low=low, high=high, generator=generator) for _ in range(n_starts - 1)]
         return torch.stack([torch.zeros_like(inputs), *noise], 1)
-    check_mode(vae.decode)
     with torch.no_grad():
         latents = encode(vae, torch.zeros_like(inputs), size)
     device = check_generator(generator, inputs.device)
     draws = torch.randn((n_starts - 1, *latents.shape[1:]), generator=generator, device=device, dtype=latents.dtype)
     return torch.cat([latents[:, None], draws.to(latents.device).expand(len(inputs), *draws.shape)], 1)
-
-
-def _is_piecewise_linear(model: Model, inputs: Tensor, target: Tensor | None, clamp: tuple[float, float]) -> bool:
-    """Whether the gradient has no derivative, as on ReLU networks: then h is locally constant.
-
-    Tried at noise, the same whatever the inputs: an image may sit where the derivative happens to be zero.
-    """
-    low, high = clamp
-    # two rows, since batch norm in train mode refuses one
-    noise = torch.rand((2, *inputs.shape[1:]), generator=torch.Generator().manual_seed(0), dtype=inputs.dtype)
-    points = (low + (high - low) * noise).to(inputs.device).requires_grad_()
-    first_class = None if target is None else torch.zeros_like(target[:1]).expand(2)
-    with torch.enable_grad():
-        slope = score_and_gradient(model, points, first_class, create_graph=True)[1]
-        if not slope.requires_grad:
-            return True
-        (second,) = torch.autograd.grad(slope.square().sum(), points, allow_unused=True)
-    return second is None or not second.any()
 
 
 def _best(

@@ -182,12 +182,19 @@ def test_verdicts_are_rounded_for_reading(folders):
     results.claim(claim("2.1", "s", "t", kind="less", threshold=2, value=1.23456, ci95=(1.1111, 1.9999), n=7, paper=1))
     results.claim(not_attempted("2.2", "u", "t", kind="less", threshold=2, reason="r"))
     frame = results.verdicts()
-    assert list(frame.columns) == ["id", "statement", "paper", "smoke", "95 % interval", "n", "verdict"]
+    assert list(frame.columns) == ["id", "statement", "paper", "ours, smoke", "95 % interval", "n", "verdict"]
     assert frame.values.tolist() == [
         ["2.1", "s", "1", "1.23", "[1.11, 2]", 7, "reproduced"],
         ["2.2", "u", "n/a", "n/a", "", 0, "not attempted"],
     ]
     assert list(start().verdicts().columns) == list(frame.columns)
+
+
+def test_in_profile_paper_our_value_does_not_take_the_place_of_the_papers(folders):
+    results = Results("02_example", "paper", seed=0, params={}, device="cpu")
+    results.claim(claim("2.1", "s", "t", kind="less", threshold=2, value=1.23456, ci95=(1.1, 1.9), n=7))
+    (row,) = results.verdicts().to_dict("records")
+    assert row["paper"] == "n/a" and row["ours, paper"] == "1.23"
 
 
 def test_numbers_for_reading():
