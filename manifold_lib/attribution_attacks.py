@@ -33,7 +33,8 @@ Attribution = Callable[[Model, Tensor, Tensor | None], Tensor]
 _MOMENTUM, _STEP_SHARE = 0.9, 2.5
 _OUTPUT_WEIGHT = 1.0
 _JUDGED_EVERY = 10
-_RELUS = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+_IN_PLACE = (torch.relu_, Tensor.relu_, F.relu_)
+_RELUS = (F.relu, torch.relu, Tensor.relu, *_IN_PLACE)
 
 
 class Attack(NamedTuple):
@@ -160,7 +161,12 @@ def _attack(
     points, best = inputs.clone(), inputs.clone()
     # what lies beyond ``clamp`` already may stay there: to move it would leave the ball
     low, high = (None, None) if clamp is None else (inputs.clamp_max(clamp[0]), inputs.clamp_min(clamp[1]))
-    best_maps = judge(model, inputs, classes).detach()
+
+    def judged(at: Tensor) -> Tensor:
+        with torch.enable_grad():  # an attribution of the user's own may need it, and may mark what it is given
+            return judge(model, at.detach().clone(), classes).detach()
+
+    best_maps = judged(inputs)
     # a map of zeros, as IG's of a black image, is at no distance that can be given
     least = torch.nan_to_num(_distance(best_maps, goal), nan=math.inf)
     velocity, history = torch.zeros_like(inputs), []
@@ -179,7 +185,7 @@ def _attack(
         points = inputs + into_ball(moved - inputs, radius, norm, "sample")
         points = points if clamp is None else points.clamp(low, high)
         if (i + 1) % _JUDGED_EVERY == 0 or i + 1 == n_steps:
-            maps = judge(model, points, classes).detach()
+            maps = judged(points)
             with torch.no_grad():
                 kept = model(points.clone()).argmax(1) == clean.argmax(1)
             distance = _distance(maps, goal)
@@ -205,7 +211,7 @@ def _gradient(objective: Tensor, points: Tensor, distance: Tensor, first: bool) 
         if flow is None or not flow.any():
             raise ValueError(
                 "attribution: its derivative is zero everywhere, as that of a piecewise linear network's gradient is; "
-                "wants softplus_beta=(10, 100), which smooths ReLUs alone, or another attribution"
+                "wants softplus_beta=(10, 100), which smooths calls of relu and no other kink, or another attribution"
             )
     return torch.nan_to_num(torch.autograd.grad(objective.sum(), points)[0])
 
@@ -239,14 +245,18 @@ class _Softplus(TorchFunctionMode):
         self.beta = beta
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict | None = None) -> Any:
-        if func in _RELUS and math.isfinite(self.beta):
-            return F.softplus(args[0], beta=self.beta)
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func not in _RELUS or not math.isfinite(self.beta):
+            return func(*args, **kwargs)
+        given = args[0] if args else kwargs["input"]
+        if func in _IN_PLACE or kwargs.get("inplace", len(args) > 1 and args[1]):
+            return given.copy_(F.softplus(given.clone(), beta=self.beta))  # what it was is seen no more
+        return F.softplus(given, beta=self.beta)
 
 
 def _softened(model: Model, beta: float) -> Model:
     def softened(points: Tensor) -> Tensor:
         with _Softplus(beta):
-            return model(points)
+            return model(points.clone())  # it may begin with an in-place layer
 
     return softened

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from numbers import Integral, Real
 
@@ -99,6 +100,11 @@ def check_generator(value: torch.Generator | None, device: torch.device | str) -
     if not isinstance(value, torch.Generator):
         raise ValueError(f"generator: got {type(value).__name__}, wants a torch.Generator or None")
     return value.device
+
+
+def floor_of(count: float) -> int:
+    """⌊count⌋ of a product that rounding, also of a share in single precision, may have left below a whole number."""
+    return math.floor(count * (1 + 1e-7) + 1e-9)
 
 
 def warn_non_finite(values: Tensor, name: str) -> None:

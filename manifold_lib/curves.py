@@ -13,6 +13,7 @@ from .tangent import Decoder, check_mode
 
 # Images decoded at once: on a CPU more would leave the cache.
 _CPU_IMAGES, _GPU_IMAGES = 256, 8192
+_RESAMPLINGS = 2
 
 
 def curve_energy(decoder: Decoder, points: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
@@ -51,6 +52,7 @@ def decoded_steps(decoder: Decoder, points: Tensor, internal_batch_size: int | N
     check_curves(points)
     check_mode(decoder)
     rows = curves_at_once(points.shape[1], points, internal_batch_size)
+    decoder = in_parts(decoder, internal_batch_size)
     with torch.set_grad_enabled(torch.is_grad_enabled() and points.requires_grad):
         return torch.cat([decode_curves(decoder, part).diff(dim=1).norm(dim=2) for part in points.split(rows)])
 
@@ -64,6 +66,17 @@ def decode_curves(decoder: Decoder, points: Tensor) -> Tensor:
             f"decoder: got output {tuple(images.shape)}, wants ({points.shape[0] * points.shape[1]}, *shape)"
         )
     return images.flatten(1).unflatten(0, points.shape[:2])
+
+
+def in_parts(decoder: Decoder, size: int | None) -> Decoder:
+    """The decoder, given at most so many latents at once."""
+    if size is None:
+        return decoder
+
+    def decode(latents: Tensor) -> Tensor:
+        return torch.cat([decoder(part) for part in latents.split(size)])
+
+    return decode
 
 
 def check_curves(points: Tensor) -> Tensor:
@@ -84,16 +97,39 @@ def curves_at_once(n_points: int, like: Tensor, internal_batch_size: int | None)
 def resample(decoder: Decoder, points: Tensor, n_steps: int, *, internal_batch_size: int | None = None) -> Tensor:
     """Points of the same curves, n_steps + 1 of them, at constant decoded speed: (B, n_steps + 1, *latent).
 
-    The curve between the given points is a cubic spline in time, its time the decoded arc length. The ends are exact.
+    The curve through the given points, at equal steps of time, is a cubic spline. The ends are exact.
     """
     check_count(n_steps, "n_steps")
     steps = decoded_steps(decoder, points, internal_batch_size)
-    arc = torch.cat([steps.new_zeros(len(steps), 1), steps.cumsum(1)], 1)
-    wanted = torch.linspace(0, 1, n_steps + 1, device=points.device, dtype=points.dtype) * arc[:, -1:]
-    # the time at which each wanted arc length is reached, linear between points
+    times = _equal_times(points)
+    for _ in range(_RESAMPLINGS):
+        times = even_times(times, steps, max(n_steps, points.shape[1] - 1))
+        steps = decoded_steps(decoder, spline_points(points, times), internal_batch_size)
+    return _at_times(points, even_times(times, steps, n_steps))
+
+
+def resample_once(decoder: Decoder, points: Tensor, n_steps: int) -> Tensor:
+    """:func:`resample` by the arc lengths of the given points alone: half as dear, and even where they are."""
+    return _at_times(points, even_times(_equal_times(points), decoded_steps(decoder, points), n_steps))
+
+
+def even_times(times: Tensor, steps: Tensor, n_steps: int) -> Tensor:
+    """Times at equal parts of the arc length, which is linear between given times: (B, T), (B, T − 1) -> (B, n + 1)."""
+    arc = torch.cat([steps.new_zeros(len(steps), 1), torch.nan_to_num(steps).cumsum(1)], 1)
+    even = torch.linspace(0, 1, n_steps + 1, device=arc.device, dtype=arc.dtype)
+    wanted = even * arc[:, -1:]
     edge = (torch.searchsorted(arc, wanted.contiguous(), right=True) - 1).clamp(0, steps.shape[1] - 1)
-    share = (wanted - arc.gather(1, edge)) / steps.gather(1, edge).clamp_min(torch.finfo(steps.dtype).tiny)
-    times = (edge + share.clamp(0, 1)) / steps.shape[1]
+    start, stop = arc.gather(1, edge), arc.gather(1, edge + 1)
+    share = ((wanted - start) / (stop - start).clamp_min(torch.finfo(arc.dtype).tiny)).clamp(0, 1)
+    early, late = times.gather(1, edge), times.gather(1, edge + 1)
+    return torch.where(arc[:, -1:] > 0, early + share * (late - early), even)
+
+
+def _equal_times(points: Tensor) -> Tensor:
+    return torch.linspace(0, 1, points.shape[1], device=points.device, dtype=points.dtype).expand(points.shape[:2])
+
+
+def _at_times(points: Tensor, times: Tensor) -> Tensor:
     found = spline_points(points, times)
     found[:, 0], found[:, -1] = points[:, 0], points[:, -1]
     return found

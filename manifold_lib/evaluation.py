@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .checks import check_batch, check_choice, check_like, check_map, warn_non_finite
+from .checks import check_batch, check_choice, check_like, check_map, floor_of, warn_non_finite
 from .passes import plan_passes
 from .paths import column
 from .scores import Model, checked_scores, left_as_found, resolve_target, score_change, target_from
@@ -140,7 +139,7 @@ def insertion_deletion(
     check_choice(curves, "curves", ("both", "insertion", "deletion"))
     ranks = _ranks(attributions, rank, unit)
     shares = _check_ratios(ratios)
-    counts = torch.tensor([_floor(share * ranks.shape[1]) for share in shares], device=inputs.device)
+    counts = torch.tensor([floor_of(share * ranks.shape[1]) for share in shares], device=inputs.device)
     value = 0.0 if isinstance(fill, str) and fill == "zero" else fill
     if isinstance(value, str):
         check_choice(value, "fill", ("mean", "zero"))
@@ -211,11 +210,6 @@ def _ranks(attributions: Tensor, rank: str, unit: str) -> Tensor:
     order = relevance.flatten(1).argsort(dim=1, descending=True, stable=True)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places)
-
-
-def _floor(count: float) -> int:
-    """⌊count⌋ of a product that rounding, also of a ratio in single precision, may have left below a whole number."""
-    return math.floor(count * (1 + 1e-7) + 1e-9)
 
 
 def _check_ratios(ratios: Sequence[float] | Tensor) -> list[float]:

@@ -15,7 +15,17 @@ from torch import Tensor
 
 from . import runtime
 from .checks import check_batch, check_count, check_like, check_positive
-from .curves import curve_energy, curves_at_once, decoded_steps, knot_basis, line_between, of_less_energy, resample
+from .curves import (
+    curve_energy,
+    curves_at_once,
+    decoded_steps,
+    in_parts,
+    knot_basis,
+    line_between,
+    of_less_energy,
+    resample,
+    resample_once,
+)
 from .descent import descend
 from .hessian import mean_metric, mean_stretch
 from .tangent import Decoder, check_mode
@@ -86,7 +96,9 @@ def geodesic(
         Never of more energy than the straight line.
     """
     check_batch(start, "start")
-    check_like(end, start, "end", "start")
+    if start.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"start: got {start.dtype}, wants float32 or float64, in which the steps of a curve are told")
+    end = check_like(end, start, "end", "start")
     check_count(n_steps, "n_steps")
     check_count(max_iter, "max_iter", least=0)
     check_positive(tolerance, "tolerance")
@@ -97,7 +109,7 @@ def geodesic(
         # copies, since tensors made in inference mode take part in no graph
         start, end = start.detach().clone(), end.detach().clone()
         size = curves_at_once(_n_seen(n_steps) + 1, start, internal_batch_size)
-        decode = _in_parts(decoder, internal_batch_size)
+        decode = in_parts(decoder, internal_batch_size)
         bar = runtime.progress_bar(range(0, len(start), size), show=progress, desc="geodesic")
         found = [
             _solve(decode, start[i : i + size], end[i : i + size], n_steps, max_iter, tolerance, n_knots) for i in bar
@@ -109,17 +121,6 @@ def geodesic(
         message = f"geodesic: {n_open} of {len(converged)} curves had not converged after {max_iter} iterations"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
     return Geodesic(points, steps.square().sum(1) * n_steps / 2, steps.sum(1), iterations, converged)
-
-
-def _in_parts(decoder: Decoder, size: int | None) -> Decoder:
-    """The decoder, given at most so many latents at once."""
-    if size is None:
-        return decoder
-
-    def decode(latents: Tensor) -> Tensor:
-        return torch.cat([decoder(part) for part in latents.split(size)])
-
-    return decode
 
 
 def _n_seen(n_steps: int) -> int:
@@ -167,7 +168,9 @@ def _by_levels(
     for index, level in enumerate(levels):
         straight = line_between(start, end, _n_seen(level))
         points = (
-            straight if index == 0 else of_less_energy(decoder, resample(decoder, points, _n_seen(level)), straight)
+            straight
+            if index == 0
+            else of_less_energy(decoder, resample_once(decoder, points, _n_seen(level)), straight)
         )
         if index <= 1:
             # a coarse solution says more of the metric on the way than the straight line does

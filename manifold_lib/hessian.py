@@ -11,9 +11,10 @@ from .tangent import Decoder, decoder_jacobian
 # With more latents than these a Jacobian at each point, or at a few points, costs more than the passes it saves.
 _MOST_FOR_ALL_POINTS, _MOST_FOR_SOME = 16, 128
 _LARGEST_HESSIAN = 2048
-_SOME_POINTS = 3
 # Shares of the mean diagonal. Where the metric is a mean over the curve, weak directions are known less well.
 _RIDGE, _RIDGE_OF_MEAN = 1e-3, 3e-3
+# At most this share of an entry's own: a latent in small units must not be frozen. Below the other it moves nothing.
+_MOST_RIDGE, _DEAD = 0.3, 1e-11
 
 
 class Preconditioner:
@@ -93,18 +94,21 @@ def mean_metric(decoder: Decoder, curves: Tensor, n_steps: int, *, stretch_only:
 def mean_stretch(decoder: Decoder, curves: Tensor) -> Tensor:
     """The mean of tr JᵀJ / K at a few points of each curve: (b,).
 
-    From one random direction a point, the same for all curves.
+    From one random direction, the same for all curves and points: a curve and its reverse are alike.
     """
-    generator, stretch, points = torch.Generator().manual_seed(0), curves.new_zeros(len(curves)), _some_points(curves)
+    stretch, points = curves.new_zeros(len(curves)), _some_points(curves)
+    probe = torch.randn(curves[:1, 0].shape, generator=torch.Generator().manual_seed(0))
+    probe = probe.to(curves).expand_as(curves[:, 0])
     for point in points:
-        probe = torch.randn(curves[:1, 0].shape, generator=generator).to(curves).expand_as(curves[:, 0])
         pushed = jvp(decoder, curves[:, point].clone(), probe)[1].flatten(1)
         stretch += pushed.square().sum(1) / (len(points) * probe[0].numel())
     return torch.nan_to_num(stretch).clamp_min(_least(stretch))
 
 
 def _some_points(curves: Tensor) -> list[int]:
-    return torch.linspace(0, curves.shape[1] - 1, min(_SOME_POINTS, curves.shape[1])).round().long().tolist()
+    """Both ends and the middle, or the two points about it: the same from either end."""
+    last = curves.shape[1] - 1
+    return sorted({0, last // 2, last - last // 2, last})
 
 
 def _least(values: Tensor) -> float:
@@ -116,5 +120,5 @@ def _factor(matrices: Tensor, ridge: float) -> Tensor:
     """Cholesky factor with a ridge; a Jacobian that is not finite counts as zero, so that it harms its curve only."""
     matrices = torch.nan_to_num(matrices, posinf=0.0, neginf=0.0)
     diagonal = matrices.diagonal(dim1=1, dim2=2)
-    added = ridge * diagonal.mean(1, keepdim=True).clamp_min(_least(matrices))
-    return torch.linalg.cholesky(matrices + torch.diag_embed(added.expand_as(diagonal)))
+    mean = diagonal.mean(1, keepdim=True).clamp_min(_least(matrices))
+    return torch.linalg.cholesky(matrices + torch.diag_embed(torch.minimum(ridge * mean, _MOST_RIDGE * diagonal).clamp_min(_DEAD * mean)))

@@ -38,7 +38,7 @@ def exp_map(decoder: Decoder, latents: Tensor, velocities: Tensor, *, n_steps: i
     on a piecewise linear one the acceleration is zero almost everywhere.
     """
     check_batch(latents, "latents")
-    check_like(velocities, latents, "velocities", "latents")
+    velocities = check_like(velocities, latents, "velocities", "latents")
     check_count(n_steps, "n_steps")
     check_mode(decoder)
     h = 1 / n_steps

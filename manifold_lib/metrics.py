@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from .checks import check_batch, check_map, check_share, warn_non_finite
+from .checks import check_batch, check_map, check_share, floor_of, warn_non_finite
 
 _WINDOW = 11  # of SSIM: Gaussian, σ = 1.5 (Wang et al. 2004)
 _SHOWN = 0.99  # the quantile of a map that SSIM takes for white
@@ -68,7 +68,7 @@ def top_k(maps: Tensor, others: Tensor, *, share: float = 0.1) -> Tensor:
     """
     check_share(share, "share")
     a, b = _relevances(maps, others, "top_k")
-    k = max(1, math.floor(share * a.shape[1]))
+    k = max(1, floor_of(share * a.shape[1]))
     first, second = (
         torch.zeros_like(part).scatter_(1, part.argsort(dim=1, descending=True, stable=True)[:, :k], 1.0)
         for part in (a, b)

@@ -470,3 +470,100 @@ def test_splines_pass_through_their_points_and_reproduce_parabolas(n_points: int
     torch.testing.assert_close(found[0, :, 0], fine[0], rtol=0, atol=1e-12)
     if n_points > 3:
         torch.testing.assert_close(found[0, :, 1], 3 * fine[0] ** 2 - fine[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("decades", [1, 2, 3, 4])
+def test_the_units_of_the_latents_do_not_matter(decades: int) -> None:
+    """At the default tolerance; the straight line has 15 % more energy than the geodesics here."""
+    decoder, start, end = image_decoder(), 2 * draw(6, 4, seed=1), 2 * draw(6, 4, seed=2)
+    units = torch.logspace(0, -decades, 4, dtype=torch.float64)
+    best = ml.geodesic(decoder, start, end, max_iter=400, tolerance=1e-9).energy
+    found = ml.geodesic(lambda y: decoder(y * units), start / units, end / units)
+    assert (found.energy <= 1.01 * best).all()
+
+
+def test_ends_of_one_row_or_a_number_serve_all_curves() -> None:
+    decoder, start, end = image_decoder(), draw(3, 4, seed=1), draw(1, 4, seed=2)
+    one, expanded = ml.geodesic(decoder, start, end), ml.geodesic(decoder, start, end.expand(3, 4))
+    assert torch.equal(one.points, expanded.points)
+    to_zero = ml.geodesic(decoder, start, 0.0)
+    assert torch.equal(to_zero.points, ml.geodesic(decoder, start, torch.zeros_like(start)).points)
+    assert torch.equal(ml.exp_map(decoder, start, 0.0), start)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(dtype: torch.dtype) -> None:
+    start = draw(2, 4).to(dtype)
+    with pytest.raises(ValueError, match=f"start: got {dtype}"):
+        ml.geodesic(lambda z: z, start, -start)
+
+
+def test_nan_between_the_points_harms_that_curve_only() -> None:
+    def decoder(z: Tensor) -> Tensor:
+        spot = (z[:, :1] - 0.5 / 16).abs() < 1e-6
+        return torch.cat([z.tanh(), torch.where(spot, torch.nan, z[:, :1] ** 2)], 1)
+
+    start = torch.tensor([[0.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    end = torch.tensor([[1.0, 0.0], [0.9, 2.0]], dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="1 of 2 curves"):
+        found = ml.geodesic(decoder, start, end)
+    alone = ml.geodesic(decoder, start[1:], end[1:])
+    torch.testing.assert_close(found.points[1:], alone.points)
+    assert found.points.isfinite().all() and found.energy.isfinite().all() and found.converged.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("n_steps", [4, 8, 32])
+@pytest.mark.parametrize("name", ["uneven line", "half circle", "sphere"])
+def test_resampled_curves_have_constant_decoded_speed(name: str, n_steps: int) -> None:
+    t = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None] ** 2
+    curves_of = {
+        "uneven line": (lambda z: z, torch.cat([t, 0 * t], 1)),
+        "half circle": (lambda z: z, torch.cat([(torch.pi * t).cos(), (torch.pi * t).sin()], 1)),
+        "sphere": (sphere, torch.cat([0.5 + 0.2 * t, 2.2 * t], 1)),
+    }
+    decoder, points = curves_of[name]
+    found = ml.resample(decoder, points[None], n_steps)
+    steps = decoder(found[0]).diff(dim=0).norm(dim=1)
+    assert steps.std() <= 0.01 * steps.mean()
+    assert torch.equal(found[:, [0, -1]], points[None][:, [0, -1]])
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_no_more_images_at_once_than_asked(size: int) -> None:
+    seen, inner = [], image_decoder()
+
+    def decoder(z: Tensor) -> Tensor:
+        seen.append(len(z))
+        return inner(z)
+
+    points = draw(2, 20, 4)
+    for measure in (ml.curve_energy, ml.curve_length):
+        torch.testing.assert_close(measure(decoder, points, internal_batch_size=size), measure(inner, points))
+        assert max(seen) <= size
+    found = ml.resample(decoder, points, 7, internal_batch_size=size)
+    assert max(seen) <= size
+    torch.testing.assert_close(found, ml.resample(inner, points, 7))
+
+
+@pytest.mark.parametrize("n_latents", [17, 32, 64])
+@pytest.mark.parametrize("n_steps", [15, 16])
+@pytest.mark.filterwarnings("ignore:geodesic")
+def test_a_curve_and_its_reverse_are_alike_with_many_latents(n_latents: int, n_steps: int) -> None:
+    matrix = draw(n_latents, 80, seed=3) / n_latents**0.5
+    decoder = lambda z: (z @ matrix).tanh()  # noqa: E731
+    start, end = draw(2, n_latents, seed=1), draw(2, n_latents, seed=2)
+    forth = ml.geodesic(decoder, start, end, n_steps=n_steps)
+    back = ml.geodesic(decoder, end, start, n_steps=n_steps)
+    torch.testing.assert_close(forth.points, back.points.flip(1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_steps", [8, 32])
+def test_the_sphere_in_its_chart(n_steps: int) -> None:
+    """X1: the discrete geodesic of the great circle a is 2 N sin(a / 2N) long, the straight line of the chart 1.256."""
+    start, end = (torch.tensor([z], dtype=torch.float64) for z in ([0.5, 0.0], [0.7, 2.2]))
+    found = ml.geodesic(sphere, start, end, n_steps=n_steps, tolerance=1e-10, max_iter=100)
+    a = math.acos((sphere(start) * sphere(end)).sum())
+    assert abs(a - 1.059336) < 1e-6
+    assert abs(found.length.item() / (2 * n_steps * math.sin(a / 2 / n_steps)) - 1) < 1e-5
+    line = torch.stack([start + i / 32 * (end - start) for i in range(33)], 1)
+    assert round(ml.curve_length(sphere, line).item(), 3) == 1.256
