@@ -179,3 +179,68 @@ def test_an_image_whose_map_is_zero_stays_as_it_is_and_harms_no_other():
     assert torch.equal(found.inputs[0], x[0])
     assert (found.inputs[1:] != x[1:]).flatten(1).any(1).all()
     assert torch.isfinite(found.attributions).all()
+
+
+class Rectified(nn.Module):
+    """A network whose ReLUs are written in one of the ways there are."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.first, self.head, self.way = nn.Conv2d(1, 6, 3), nn.Linear(600, 4), way
+
+    def forward(self, x):
+        h = self.first(x)
+        if self.way == "statement":
+            torch.relu_(h)
+        elif self.way == "inplace statement":
+            F.relu(h, inplace=True)
+        elif self.way == "module statement":
+            nn.ReLU(inplace=True)(h)
+        elif self.way == "method statement":
+            h.relu_()
+        elif self.way == "before activation":
+            h = h + 0.1 * torch.relu_(h)
+        elif self.way == "keyword":
+            h = torch.relu(input=h)
+        else:
+            h = F.relu(h, False)
+        return self.head(h.flatten(1))
+
+
+WAYS = (
+    "statement",
+    "inplace statement",
+    "module statement",
+    "method statement",
+    "before activation",
+    "keyword",
+    "by place",
+)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_write_a_relu_is_softened_to_itself(way):
+    """A sharp softplus is the ReLU: the softened network is the network."""
+    model, x = seeded(Rectified(way)).eval().double(), images().double()
+    kept = x.clone()
+    assert torch.allclose(attribution_attacks._softened(model, 1e6)(x), model(x), atol=1e-4)
+    smooth = attribution_attacks._softened(model, 10.0)(x)
+    assert not torch.allclose(smooth, model(x), atol=1e-4) and torch.equal(x, kept)
+    goal = ml.gradient(model, x.flip(0), 0)
+    attack = ml.attribution_attack(model, x, goal, attribution=ml.gradient, eps=0.1, n_steps=10)
+    assert (attack.history[-1] < attack.history[0]).all()
+
+
+def test_an_attribution_of_ones_own_may_mark_its_input_and_needs_no_grad_mode():
+    def own(model, x, target):
+        x.requires_grad_(True)
+        score = model(x).gather(1, target[:, None]).sum()
+        return x * torch.autograd.grad(score, x, create_graph=True)[0]
+
+    model, x = network(), images()
+    goal = ml.input_x_gradient(model, x.flip(0), model(x).argmax(1))
+    more = {"attribution": own, "eps": 0.1, "n_steps": 10}
+    attack = ml.attribution_attack(model, x, goal, **more)
+    with torch.no_grad():
+        off = ml.attribution_attack(model, x, goal, **more)
+    assert not x.requires_grad and not attack.inputs.requires_grad and torch.equal(attack.inputs, off.inputs)

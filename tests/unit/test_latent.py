@@ -276,3 +276,18 @@ def test_gradcheck_through_manifold_ig_without_descent():
     model, vae, inputs = smooth_model(), Curved(), draw(2, 1, 4, 4, seed=1).requires_grad_()
     more = {"vae": vae, "n_steps": 3, "max_iter": 0, "create_graph": True}
     assert torch.autograd.gradcheck(lambda x: ml.manifold_ig(model, x, 1, **more), inputs)
+
+
+def test_manifold_ig_of_a_batch_is_that_of_its_images():
+    """X9."""
+    model, vae, inputs = smooth_model(), Curved(), draw(3, 1, 4, 4, seed=1)
+    whole = ml.manifold_ig(model, inputs, 1, vae=vae, n_steps=8)
+    for i in range(3):
+        close(ml.manifold_ig(model, inputs[i : i + 1], 1, vae=vae, n_steps=8), whole[i : i + 1], 1e-9)
+
+
+def test_manifold_ig_of_the_identity_is_integrated_gradients_with_the_solver_at_work():
+    """X12."""
+    model, inputs = smooth_model(), draw(3, 1, 4, 4)
+    found = ml.manifold_ig(model, inputs, 1, vae=Identity(), n_steps=20, max_iter=30)
+    close(found, ml.integrate(model, ml.straight_path(inputs), 1, n_steps=20), 1e-9)

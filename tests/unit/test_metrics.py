@@ -121,3 +121,11 @@ def test_ssim_is_scikit_images_of_the_scaled_maps():
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     expected = structural_similarity(*scaled, data_range=span, **options)
     assert ml.ssim(maps, others).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_share_counts_whole_pixels_that_rounding_hides():
+    """0.29 · 100 is 28.999… in floating point: the 29 strongest, of which 28 are shared here."""
+    first = torch.arange(100.0).view(1, 100) + 1
+    second = first.clone()
+    second[0, 71], second[0, 0] = 0.5, 1000.0
+    assert torch.allclose(ml.top_k(first, second, share=0.29), torch.tensor(28 / 29))
