@@ -121,4 +121,5 @@ def _factor(matrices: Tensor, ridge: float) -> Tensor:
     matrices = torch.nan_to_num(matrices, posinf=0.0, neginf=0.0)
     diagonal = matrices.diagonal(dim1=1, dim2=2)
     mean = diagonal.mean(1, keepdim=True).clamp_min(_least(matrices))
-    return torch.linalg.cholesky(matrices + torch.diag_embed(torch.minimum(ridge * mean, _MOST_RIDGE * diagonal).clamp_min(_DEAD * mean)))
+    added = torch.minimum(ridge * mean, _MOST_RIDGE * diagonal).clamp_min(_DEAD * mean)
+    return torch.linalg.cholesky(matrices + torch.diag_embed(added))
