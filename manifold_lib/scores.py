@@ -131,7 +131,8 @@ def check_target(
         classes = torch.full((batch,), int(target), device=device)
     else:
         raise ValueError(f"{name}: got {type(target).__name__}, wants int, LongTensor ({batch},) or None")
-    check_class(*torch.stack(torch.aminmax(classes)).tolist(), n_classes, name)
+    low, high = torch.stack(torch.aminmax(classes)).tolist()
+    check_class(low, high, n_classes, name)
     return classes
 
 
