@@ -17,7 +17,8 @@ from .checks import check_count
 from .scores import Model, module_of
 
 # On a CPU the cache decides: 32 MiB of activations are some 70 points of the paper's LeNet.
-_CPU_BYTES, _CPU_POINTS = 32 * 2**20, 256
+# Small points go more at a time, or the calls themselves would take most of the time.
+_CPU_BYTES, _CPU_POINTS, _CPU_NUMBERS = 32 * 2**20, 256, 2**18
 _GPU_SHARE, _GPU_POINTS = 0.25, 8192
 _LEAST_POINTS = 16
 _CPU_FORWARD_POINTS, _GPU_FORWARD_POINTS = 64, 1024
@@ -131,7 +132,7 @@ def _fitting(inputs: Tensor, bytes_per_point: int) -> int:
     """Points whose activations, given in bytes for each, fit the cache or the free memory."""
     # points, gradient, weighted sum and what makes them are alive as well
     per_point = max(bytes_per_point, 0) + 5 * inputs[0].numel() * inputs.element_size()
-    budget, most = _CPU_BYTES, _CPU_POINTS
+    budget, most = _CPU_BYTES, max(_CPU_POINTS, _CPU_NUMBERS // inputs[0].numel())
     if inputs.device.type == "cuda":
         cached = torch.cuda.memory_reserved(inputs.device) - torch.cuda.memory_allocated(inputs.device)
         budget = int(_GPU_SHARE * (torch.cuda.mem_get_info(inputs.device)[0] + cached))

@@ -1,0 +1,101 @@
+"""Neighbour graphs: edges, bridges between components, shortest paths. By scikit-learn and SciPy, on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components, dijkstra
+from sklearn.metrics import pairwise_distances_argmin_min
+from sklearn.neighbors import NearestNeighbors
+
+Indices = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+def neighbour_edges(points: Floats, n_neighbors: int) -> Indices:
+    """Edges i < j that join each point to its nearest others, and bridges, so that the graph is connected.
+
+    Parameters
+    ----------
+    points : array
+        (N, d), no two the same.
+    n_neighbors : int
+        Others that each point is joined to; an edge counts both ways. With N − 1 or more, all are.
+
+    Returns
+    -------
+    array
+        (E, 2), sorted.
+    """
+    n_neighbors = min(n_neighbors, len(points) - 1)
+    if not n_neighbors:
+        return np.empty((0, 2), np.int64)
+    nearest = NearestNeighbors(n_neighbors=n_neighbors).fit(points).kneighbors(return_distance=False)
+    edges = np.stack([np.repeat(np.arange(len(points)), n_neighbors), nearest.ravel()], 1)
+    edges = np.unique(np.sort(edges, 1), axis=0)
+    return np.unique(np.concatenate([edges, bridges(points, edges)]), axis=0)
+
+
+def bridges(points: Floats, edges: Indices) -> Indices:
+    """The edges i < j that connect the components of a graph (paper 4, figure 6): (E', 2).
+
+    Each component but the largest is linked to the rest by the closest pair of points, until there is one component:
+    a minimum spanning tree of the components, where the published code links every pair of them.
+    """
+    added = np.empty((0, 2), np.int64)
+    while True:
+        every = np.concatenate([edges, added])
+        n_parts, part_of = connected_components(_matrix(len(points), every, np.ones(len(every))), directed=False)
+        if n_parts == 1:
+            return added
+        links = []
+        for part in np.delete(np.arange(n_parts), np.bincount(part_of).argmax()):
+            inside, outside = (part_of == part).nonzero()[0], (part_of != part).nonzero()[0]
+            nearest, distance = pairwise_distances_argmin_min(points[inside], points[outside])
+            best = distance.argmin()
+            links.append(sorted((inside[best], outside[nearest[best]])))
+        added = np.unique(np.concatenate([added, np.array(links)]), axis=0)
+
+
+def nearest_nodes(nodes: Floats, points: Floats, n_neighbors: int) -> tuple[Indices, NDArray[np.bool_]]:
+    """The nodes nearest to each point, nearest first, and whether the point is the first of them.
+
+    (N, d) and (n, d) -> (n, k), with k at most N, and (n,).
+    """
+    n_neighbors = min(n_neighbors, len(nodes))
+    nearest = NearestNeighbors(n_neighbors=n_neighbors).fit(nodes).kneighbors(points, return_distance=False)
+    return nearest, (nodes[nearest[:, 0]] == points).all(1)
+
+
+def shortest_paths(n_vertices: int, edges: Indices, weights: Floats, source: int) -> tuple[Floats, Indices]:
+    """Dijkstra from one vertex to all: their distances, and the vertex before each on its way; −1 where none leads."""
+    graph = _matrix(n_vertices, edges, weights)
+    distance, before = dijkstra(graph, directed=False, indices=source, return_predecessors=True)
+    before = np.where(before < 0, -1, before).astype(np.int64)
+    before[source] = source
+    return distance, before
+
+
+def walk_back(before: Indices, ends: Indices) -> Indices:
+    """The vertices of the shortest paths to some ends, each filled up with its end: (n,) -> (n, T), T ≥ 2.
+
+    Ends that no path leads to stay where they are.
+    """
+    back = [ends]
+    while True:
+        ahead = before[back[-1]]
+        ahead = np.where(ahead < 0, back[-1], ahead)
+        if (ahead == back[-1]).all():
+            break
+        back.append(ahead)
+    # reversed, a short path begins with copies of the source; they go to its end instead
+    vertices = np.stack(back[::-1], 1)
+    n_hops = (vertices[:, 1:] != vertices[:, :-1]).sum(1, keepdims=True)
+    places = np.arange(max(vertices.shape[1], 2))
+    return np.take_along_axis(vertices, np.minimum(places + vertices.shape[1] - 1 - n_hops, vertices.shape[1] - 1), 1)
+
+
+def _matrix(n_vertices: int, edges: Indices, weights: Floats) -> coo_array:
+    """The upper triangle of the weights; an explicit zero is an edge of no length."""
+    return coo_array((weights, (edges[:, 0], edges[:, 1])), shape=(n_vertices, n_vertices)).tocsr()

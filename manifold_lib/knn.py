@@ -1,0 +1,202 @@
+"""Geodesic IG by neighbours: along shortest paths of a graph whose edges cost the gradient met on them (paper 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checks import check_batch, check_choice, check_count, check_like, warn_non_finite
+from .edges import Graph, edge_integrals
+from .graph import Indices, nearest_nodes, neighbour_edges, shortest_paths, walk_back
+from .latent import bridges, decoder_of, encode
+from .passes import plan_passes
+from .paths import column
+from .scores import Model, left_as_found, resolve_target, score_change
+
+METRICS = ("conformal", "rank1", "euclidean")
+
+
+class GraphPaths(NamedTuple):
+    """Shortest paths from the baselines to the inputs.
+
+    points : (B, T, *shape), the vertices, ends included; a path with fewer of them stays at its end. In latents where
+        the graph is in latents.
+    length : (B,), in the metric: for ``"conformal"`` and ``"rank1"`` in score units, at least |Δf| but for quadrature.
+    n_hops : (B,) int64, edges.
+    """
+
+    points: Tensor
+    length: Tensor
+    n_hops: Tensor
+
+
+def geodesic_ig(
+    model: Model,
+    inputs: Tensor,
+    target: int | Tensor | None = None,
+    *,
+    nodes: Tensor,
+    baselines: Tensor | float | None = None,
+    n_neighbors: int = 15,
+    metric: str = "conformal",
+    n_nodes: int = 20,
+    space: Any = None,
+    internal_batch_size: int | None = None,
+    return_convergence_delta: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Geodesic Integrated Gradients (Salek and Enguehard 2025) by neighbours (paper 4, section 3.3).
+
+    The nodes are joined to their nearest neighbours, inputs and baselines to the nodes nearest to them and to nothing
+    else, so that no attribution depends on its batch. The path is the shortest of the graph; the attribution is the
+    line integral ∫ ∂_i f(γ) dγ_i along it. The gradients on the edges are taken once, and shared by all inputs.
+
+    Parameters
+    ----------
+    model, inputs, target
+        As for :func:`manifold_lib.gradient`. Each class that is explained has edge costs of its own.
+    nodes : Tensor
+        (N, *shape), what paths may lead through, such as a test set; copies count once. Their order does not matter.
+    baselines : Tensor, float or None
+        (B, *shape), (1, *shape), a number, or None for zeros. There is one search for each that differs.
+    n_neighbors : int
+        Nearest others that each point is joined to, itself not counted; an edge counts both ways. With as many as
+        there are nodes, all are joined. Separate parts of the graph are linked by their closest pairs.
+    metric : {"conformal", "rank1", "euclidean"}
+        Cost of an edge: ``∫ √(‖∇f‖² + ε) ‖dγ‖`` with ε = (0.01 · median ‖∇f‖ at the nodes)², which is what the
+        paper's edge weight (‖x_i − x_j‖ ∫ ‖∇f‖ dt) comes to; ``∫ |∇f · dγ|``, the metric ∇f ∇fᵀ of its text, by
+        which all ways without a turn of f are equally short; or ``∫ ‖dγ‖``, "Enhanced IG (k-NN)".
+    n_nodes : int
+        Gauss–Legendre nodes of each edge.
+    space : object, optional
+        With ``encode`` and ``decode``: the graph is drawn on latents, its edges are decoded straight lines between
+        these, and all gradients and lengths are those of the decoded images. Straight pixel lines of 16 nodes join
+        the raw baselines and inputs to their reconstructions.
+    internal_batch_size : int, optional
+        Points per pass through the model. Beside these the integral of each edge is kept, (edges, *shape).
+    return_convergence_delta : bool
+        Also return Σ A − (f(x) − f(x')).
+
+    Returns
+    -------
+    Tensor, or (Tensor, Tensor)
+        (B, *shape) in score units, and Σ A − (f(x) − f(x')) (B,). An input equal to its baseline gets zeros, one that
+        is reached only through gradients that are not finite NaN, with a warning.
+    """
+    check_batch(inputs)
+    inputs, baselines = inputs.detach(), check_like(0.0 if baselines is None else baselines, inputs, "baselines")
+    baselines = baselines.detach()
+    with left_as_found(model, inputs):
+        attributions = torch.zeros_like(inputs)
+        model, size = plan_passes(model, inputs, check_count(n_nodes, "n_nodes"), internal_batch_size, exact=True)
+        classes = resolve_target(model, inputs, target, size)
+        graph = _draw(inputs, nodes, baselines, n_neighbors, space, size)
+        for members, vertices, edges, integrals, length in _searches(model, graph, classes, metric, n_nodes, size):
+            total = _along(vertices, edges, integrals)
+            total[torch.isinf(length)] = torch.nan
+            attributions[members] = total
+        if space is not None:
+            attributions += bridges(model, inputs, baselines, graph.decoded_lines(size), classes, size)
+            attributions[(inputs == baselines).flatten(1).all(1)] = 0
+        delta = attributions.flatten(1).sum(1) - score_change(model, inputs, baselines, classes, size)
+    warn_non_finite(attributions, "geodesic_ig")
+    return (attributions, delta) if return_convergence_delta else attributions
+
+
+def geodesic_paths(
+    model: Model,
+    inputs: Tensor,
+    target: int | Tensor | None = None,
+    *,
+    nodes: Tensor,
+    baselines: Tensor | float | None = None,
+    n_neighbors: int = 15,
+    metric: str = "conformal",
+    n_nodes: int = 20,
+    space: Any = None,
+    internal_batch_size: int | None = None,
+) -> GraphPaths:
+    """The paths of :func:`geodesic_ig`, to look at or to integrate along by other rules; arguments as there."""
+    check_batch(inputs)
+    inputs, baselines = inputs.detach(), check_like(0.0 if baselines is None else baselines, inputs, "baselines")
+    found = []
+    with left_as_found(model, inputs):
+        model, size = plan_passes(model, inputs, check_count(n_nodes, "n_nodes"), internal_batch_size, exact=True)
+        classes = resolve_target(model, inputs, target, size)
+        graph = _draw(inputs, nodes, baselines.detach(), n_neighbors, space, size)
+        for members, vertices, _, _, length in _searches(model, graph, classes, metric, n_nodes, size):
+            found.append((members, vertices, length))
+    longest = max(vertices.shape[1] for _, vertices, _ in found)
+    every = np.empty((len(inputs), longest), np.int64)
+    lengths = torch.empty(len(inputs), dtype=torch.float64, device=inputs.device)
+    for members, vertices, length in found:
+        every[members.cpu()] = np.pad(vertices, ((0, 0), (0, longest - vertices.shape[1])), mode="edge")
+        lengths[members] = length
+    n_hops = torch.from_numpy((every[:, 1:] != every[:, :-1]).sum(1)).to(inputs.device)
+    return GraphPaths(graph.vertices[torch.from_numpy(every).to(inputs.device)], lengths.to(inputs.dtype), n_hops)
+
+
+def _draw(inputs: Tensor, nodes: Tensor, baselines: Tensor, n_neighbors: int, space: Any, size: int) -> Graph:
+    """The graph on the nodes, and what joins the baselines and the inputs to it."""
+    check_batch(nodes, "nodes")
+    if nodes.shape[1:] != inputs.shape[1:]:
+        raise ValueError(f"nodes: got shape {tuple(nodes.shape)}, wants (N, *{tuple(inputs.shape[1:])}) like inputs")
+    check_like(nodes[:1], inputs, "nodes")
+    check_count(n_neighbors, "n_neighbors")
+    same = (inputs == baselines).flatten(1).all(1).cpu().numpy()
+    starts, own = torch.unique(baselines, dim=0, return_inverse=True)
+    groups, decode = (nodes.detach(), starts, inputs), None
+    if space is not None:
+        with torch.no_grad():
+            groups = tuple(encode(space, group, size) for group in groups)
+        decode = decoder_of(space, inputs)
+    flat = [group.flatten(1).cpu().double().numpy() for group in groups]
+    flat[0], kept = np.unique(flat[0], axis=0, return_index=True)
+    others = np.concatenate(flat[1:])
+    nearest, is_node = nearest_nodes(flat[0], others, n_neighbors)
+    places = np.where(is_node, nearest[:, 0], len(kept) + np.arange(len(others)))
+    joints = np.stack([nearest, np.broadcast_to(places[:, None], nearest.shape)], 2)[~is_node].reshape(-1, 2)
+    edges = np.concatenate([neighbour_edges(flat[0], n_neighbors), joints])
+    vertices = torch.cat([groups[0][torch.from_numpy(kept).to(inputs.device)], *groups[1:]])
+    begin = places[own.cpu().numpy()]
+    return Graph(
+        vertices, edges, len(kept), begin, np.where(same, begin, places[len(starts) :]), inputs.shape[1:], decode
+    )
+
+
+def _searches(
+    model: Model, graph: Graph, target: Tensor | None, metric: str, n_nodes: int, size: int
+) -> Iterator[tuple[Tensor, Indices, Indices, Tensor, Tensor]]:
+    """For each class and each distinct baseline: whose paths these are, their vertices, edges, integrals, lengths."""
+    check_choice(metric, "metric", METRICS)
+    device = graph.vertices.device
+    for label in [None] if target is None else target.unique():
+        rows = np.arange(len(graph.starts)) if label is None else (target == label).cpu().numpy().nonzero()[0]
+        used = np.arange(len(graph.vertices)) < graph.n_nodes
+        used[graph.starts[rows]] = used[graph.ends[rows]] = True
+        edges = graph.edges[used[graph.edges].all(1)]
+        edges = edges[np.lexsort(edges.T[::-1])]
+        integrals, costs = edge_integrals(model, graph, edges, label, metric, n_nodes, size)
+        for source in np.unique(graph.starts[rows]):
+            members = rows[graph.starts[rows] == source]
+            ends = graph.ends[members]
+            distance, before = shortest_paths(len(graph.vertices), edges, costs, int(source))
+            length = torch.from_numpy(distance[ends]).to(device)
+            yield torch.from_numpy(members).to(device), walk_back(before, ends), edges, integrals, length
+
+
+def _along(vertices: Indices, edges: Indices, integrals: Tensor) -> Tensor:
+    """Sums of the edges' integrals along paths of vertices (n, T): (n, *shape)."""
+    total = integrals.new_zeros(len(vertices), *integrals.shape[1:])
+    n = max(vertices.max(initial=0), edges.max(initial=0)) + 1
+    keys = edges[:, 0] * n + edges[:, 1]
+    for here, there in zip(vertices.T[:-1], vertices.T[1:], strict=True):
+        moves = (here != there).nonzero()[0]
+        low, high = np.minimum(here, there)[moves], np.maximum(here, there)[moves]
+        edge = torch.from_numpy(np.searchsorted(keys, low * n + high)).to(total.device)
+        sign = torch.from_numpy(np.where(here < there, 1.0, -1.0)[moves]).to(total)
+        total.index_add_(0, torch.from_numpy(moves).to(total.device), integrals[edge] * column(sign, total))
+    return total
