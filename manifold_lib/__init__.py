@@ -7,11 +7,14 @@ from .attribution import expected_gradients, gradient, input_x_gradient, integra
 from .attribution_attacks import Attack, attribution_attack
 from .classifiers import PatchNet, labeller, lenet, small_inception, small_resnet, small_vgg, tiny_cnn
 from .curves import curve_energy, curve_length, resample
+from .energy import energy_ig, energy_path
+from .erasure import comprehensiveness, log_odds, purity
 from .evaluation import Curves, cancellation_ratio, completeness_error, insertion_deletion
 from .generated import Samples, sample_generated
 from .geodesics import Geodesic, geodesic
 from .guided import guided_ig, guided_path
 from .integrate import integrate
+from .knn import GraphPaths, geodesic_ig, geodesic_paths
 from .latent import enhanced_ig, manifold_ig
 from .matrix_free import project_matrix_free
 from .metric import exp_map, log_map, magnification_factor, pullback_metric
@@ -19,6 +22,7 @@ from .metrics import map_mse, pearson, relevance, spearman, ssim, top_k, total_v
 from .paths import Path, polyline, straight_path
 from .roar import remove_top, retrain
 from .shapes import ShapeSamples, render_shapes, sample_shapes, shape_decoder
+from .shapley import shapley_values
 from .tangent import (
     decoder_jacobian,
     orthonormal_columns,
@@ -38,6 +42,7 @@ __all__ = [
     "ConvVAE",
     "Curves",
     "Geodesic",
+    "GraphPaths",
     "Info",
     "PatchNet",
     "Path",
@@ -49,14 +54,19 @@ __all__ = [
     "beta_tcvae_loss",
     "cancellation_ratio",
     "completeness_error",
+    "comprehensiveness",
     "curve_energy",
     "curve_length",
     "decoder_jacobian",
     "elbo_loss",
+    "energy_ig",
+    "energy_path",
     "enhanced_ig",
     "exp_map",
     "expected_gradients",
     "geodesic",
+    "geodesic_ig",
+    "geodesic_paths",
     "gradient",
     "guided_ig",
     "guided_path",
@@ -67,6 +77,7 @@ __all__ = [
     "labeller",
     "lenet",
     "log_map",
+    "log_odds",
     "magnification_factor",
     "manifold_ig",
     "map_mse",
@@ -77,6 +88,7 @@ __all__ = [
     "project",
     "project_matrix_free",
     "pullback_metric",
+    "purity",
     "random_fraction",
     "relevance",
     "remove_top",
@@ -86,6 +98,7 @@ __all__ = [
     "sample_generated",
     "sample_shapes",
     "shape_decoder",
+    "shapley_values",
     "small_inception",
     "small_resnet",
     "small_vgg",

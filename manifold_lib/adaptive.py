@@ -70,6 +70,7 @@ def adaptive_integral(
     delta = end.new_zeros(len(end))
     counts = torch.zeros(len(end), dtype=torch.int64, device=end.device)
     converged = torch.zeros(len(end), dtype=torch.bool, device=end.device)
+    spread = _spread(model, end, size)
     # points and gradients of a block are kept, so it has only as many images as make one pass at the start
     for block in torch.arange(len(end), device=end.device).split(max(size // (n_first + 1), 1)):
         own = None if target is None else target[block]
@@ -78,7 +79,7 @@ def adaptive_integral(
             None if path.gradients is None else lambda rows, t, block=block: path.gradients(block[rows], t),
             end=end[block],
         )
-        results = _integrate_block(model, part, own, tolerance, n_first, most, size, average)
+        results = _integrate_block(model, part, own, spread[block], tolerance, n_first, most, size, average)
         for whole, piece in zip((total, delta, counts, converged), results, strict=True):
             whole[block] = piece
     late = int((~converged & torch.isfinite(delta)).sum())  # NaN is counted elsewhere
@@ -95,6 +96,7 @@ def _integrate_block(
     model: Model,
     path: Path,
     target: Tensor | None,
+    spread: Tensor,
     tolerance: float,
     n_first: int,
     most: int,
@@ -113,7 +115,8 @@ def _integrate_block(
     x, f, g = _evaluate(model, path, target, rows, t, size)
     counts = torch.full((n_rows,), n_first + 1, device=end.device)
     along = f.view(n_rows, -1)
-    bound = tolerance * torch.maximum((along[:, -1] - along[:, 0]).abs(), 0.05 * _spread(model, end, along, size))
+    spread = torch.where(spread.isnan(), along.amax(1) - along.amin(1), spread)
+    bound = tolerance * torch.maximum((along[:, -1] - along[:, 0]).abs(), 0.05 * spread)
 
     while True:
         # node i and node i + 1 bound a segment where they belong to one image
@@ -158,8 +161,13 @@ def _evaluate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points, scores and gradients at some times of some images, ``size`` at a time."""
     assert path.end is not None
+    n_rows = len(rows)
+    if n_rows == 1 < size:  # batch norm in train mode refuses one row
+        rows, t = rows.expand(2), t.expand(2)
+    # even parts, so that none is left with one
+    n_parts = math.ceil(len(rows) / size)
     parts = []
-    for chunk, times in zip(rows.split(size), t.to(path.end.dtype).split(size), strict=True):
+    for chunk, times in zip(rows.tensor_split(n_parts), t.to(path.end.dtype).tensor_split(n_parts), strict=True):
         own = None if target is None else target[chunk]
         with torch.no_grad():
             x = path.at(chunk, times)
@@ -167,16 +175,15 @@ def _evaluate(
             parts.append((x, *score_and_gradient(model, x, own)))
         else:
             parts.append((x, score(model, x, own, size), path.gradients(chunk, times)))
-    x, f, g = (torch.cat(part) for part in zip(*parts, strict=True))
+    x, f, g = (torch.cat(part)[:n_rows] for part in zip(*parts, strict=True))
     return x, f.to(x.dtype), g
 
 
-def _spread(model: Model, end: Tensor, along: Tensor, size: int) -> Tensor:
-    """Range of the class scores at the end; of the one score along the path where there are no classes."""
+def _spread(model: Model, end: Tensor, size: int) -> Tensor:
+    """Range of the class scores at each end; NaN where there is one score only."""
     with torch.no_grad():
-        scores = torch.cat([model(chunk.clone()) for chunk in end.split(size)])
-    scores = along if scores[0].numel() == 1 else scores
-    return scores.amax(1) - scores.amin(1)
+        scores = torch.cat([model(chunk.clone()) for chunk in end.split(size)]).view(len(end), -1)
+    return scores.amax(1) - scores.amin(1) if scores.shape[1] > 1 else torch.full_like(scores[:, 0], torch.nan)
 
 
 def _largest(values: Tensor, rows: Tensor, most: Tensor) -> Tensor:

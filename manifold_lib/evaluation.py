@@ -118,8 +118,8 @@ def insertion_deletion(
     fill : {"mean", "zero"}, float or Tensor
         ``"mean"`` is the mean of the entries that are left in that image; a tensor (B, *shape) is another image,
         such as a blurred one.
-    score : {"accuracy", "probability"}
-        1 where the target is the predicted class and 0 elsewhere, or the softmax probability of the target.
+    score : {"accuracy", "probability", "log_probability"}
+        1 where the target is the predicted class and 0 elsewhere, or the softmax probability of the target, or its log.
     rank : {"abs", "signed"}
         Whether relevance is |A| or A.
     unit : {"entry", "pixel"}
@@ -135,10 +135,10 @@ def insertion_deletion(
     """
     check_batch(inputs)
     check_map(attributions, inputs)
-    check_choice(score, "score", ("accuracy", "probability"))
+    check_choice(score, "score", ("accuracy", "probability", "log_probability"))
     check_choice(curves, "curves", ("both", "insertion", "deletion"))
     ranks = _ranks(attributions, rank, unit)
-    shares = _check_ratios(ratios)
+    shares = check_ratios(ratios)
     counts = torch.tensor([floor_of(share * ranks.shape[1]) for share in shares], device=inputs.device)
     value = 0.0 if isinstance(fill, str) and fill == "zero" else fill
     if isinstance(value, str):
@@ -194,7 +194,8 @@ def _judged(logits: Tensor, classes: Tensor, score: str) -> Tensor:
     """The score of each row: (N, C) -> (N,)."""
     if score == "accuracy":
         return (logits.argmax(1) == classes).to(logits.dtype)
-    return logits.softmax(1).gather(1, classes[:, None])[:, 0]
+    judged = logits.softmax(1) if score == "probability" else logits.log_softmax(1)
+    return judged.gather(1, classes[:, None])[:, 0]
 
 
 def _ranks(attributions: Tensor, rank: str, unit: str) -> Tensor:
@@ -212,7 +213,8 @@ def _ranks(attributions: Tensor, rank: str, unit: str) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, places)
 
 
-def _check_ratios(ratios: Sequence[float] | Tensor) -> list[float]:
+def check_ratios(ratios: Sequence[float] | Tensor) -> list[float]:
+    """One or more shares in [0, 1]."""
     try:
         shares = torch.as_tensor(ratios, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):

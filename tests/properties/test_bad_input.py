@@ -47,6 +47,16 @@ def seed():
     return torch.Generator().manual_seed(0)
 
 
+EVALUATION = (
+    "completeness_error",
+    "cancellation_ratio",
+    "insertion_deletion",
+    "comprehensiveness",
+    "log_odds",
+    "purity",
+)
+WITH_BASELINES = ("completeness_error", "cancellation_ratio", "purity")
+
 # name -> (function, valid positional and keyword arguments by name, as makers)
 FUNCTIONS = {
     "gradient": (ml.gradient, {"model": lambda: model, "inputs": inputs, "target": lambda: 1}),
@@ -84,6 +94,30 @@ FUNCTIONS = {
             **{"model": lambda: model, "inputs": inputs, "target": lambda: 1, "baselines": inputs},
             **{"n_steps": lambda: 3, "max_iter": lambda: 0, "vae": lambda: VAE},
         },
+    ),
+    **{
+        name: (
+            getattr(ml, name),
+            {
+                **{"model": lambda: model, "inputs": inputs, "target": lambda: 1, "baselines": inputs},
+                **{"nodes": lambda: 2 * normal(6, *SHAPE), "n_neighbors": lambda: 2, "n_nodes": lambda: 2},
+            },
+        )
+        for name in ("geodesic_ig", "geodesic_paths")
+    },
+    **{
+        name: (
+            getattr(ml, name),
+            {
+                **{"model": lambda: model, "inputs": inputs, "target": lambda: 1, "baselines": inputs},
+                **{"n_steps": lambda: 3, "max_iter": lambda: 2},
+            },
+        )
+        for name in ("energy_ig", "energy_path")
+    },
+    "shapley_values": (
+        ml.shapley_values,
+        {"model": lambda: model, "inputs": inputs, "target": lambda: 1, "baselines": inputs},
     ),
     "geodesic": (
         ml.geodesic,
@@ -142,10 +176,10 @@ FUNCTIONS = {
             {
                 **{"model": lambda: model, "inputs": inputs, "target": lambda: 1},
                 "attributions": lambda: normal(B, *SHAPE),
-                **({} if name == "insertion_deletion" else {"baselines": lambda: torch.zeros(B, *SHAPE)}),
+                **({"baselines": lambda: torch.zeros(B, *SHAPE)} if name in WITH_BASELINES else {}),
             },
         )
-        for name in ("completeness_error", "cancellation_ratio", "insertion_deletion")
+        for name in EVALUATION
     },
     **{
         f"baselines.{name}": (getattr(ml.baselines, name), {"inputs": inputs})
@@ -217,9 +251,9 @@ def with_argument(*names):
 # what is NaN for one image passes through these, to that image only
 PASS_ON = ("project", "tangent_fraction", "tangent_share")
 BATCHES = ("inputs", "path", "latents", "vectors", "attributions", "basis", "baselines", "references", "maps")
-BATCHES += ("start", "end", "points", "velocities", "others", "target_maps")
+BATCHES += ("nodes", "start", "end", "points", "velocities", "others", "target_maps")
+ASK_FOR_LOGITS = ("insertion_deletion", "comprehensiveness", "log_odds", "purity")
 MEASURES = ("pearson", "spearman", "map_mse", "top_k", "ssim")
-EVALUATION = ("completeness_error", "cancellation_ratio", "insertion_deletion")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -275,11 +309,12 @@ def test_a_seed_is_no_generator_of_baselines(baseline, value):
         baseline(inputs(), generator=value)
 
 
+@pytest.mark.parametrize("name", ASK_FOR_LOGITS)
 @pytest.mark.parametrize("target", [None, 0, [0, 0, 0]])
-def test_deletion_of_a_model_of_one_score_asks_for_logits(target):
+def test_a_measure_of_a_model_of_one_score_asks_for_logits(name, target):
     target = torch.tensor(target) if isinstance(target, list) else target
     with pytest.raises(ValueError, match="logits"):
-        call("insertion_deletion", model=lambda x: x.flatten(1).sum(1), target=target)
+        call(name, model=lambda x: x.flatten(1).sum(1), target=target)
 
 
 @pytest.mark.parametrize(("name", "argument"), with_argument(*BATCHES))
@@ -313,6 +348,8 @@ def test_what_is_no_tensor_is_refused(name, argument, value):
         ("integrated_gradients", "baselines", "inputs"),
         ("guided_ig", "baselines", "inputs"),
         ("enhanced_ig", "baselines", "inputs"),
+        ("geodesic_ig", "baselines", "inputs"),
+        ("energy_ig", "baselines", "inputs"),
         ("tangential_baseline", "basis", "inputs"),
         *((name, "attributions", "inputs") for name in EVALUATION),
         ("straight_path", "baselines", "inputs"),
@@ -337,6 +374,7 @@ def test_batches_of_two_lengths_are_refused_with_both_shapes(name, argument, oth
         ("integrated_gradients", "baselines", (B, 1, 3, 4)),
         ("integrated_gradients", "baselines", (B, D)),
         ("straight_path", "baselines", (B, 1, 4, 3)),
+        ("geodesic_ig", "nodes", (B, 1, 3, 4)),
         ("project", "basis", (B, D + 1, K)),
         ("project", "basis", (B, D)),
         ("tangent_fraction", "basis", (B, D + 1, K)),
@@ -353,7 +391,10 @@ def test_a_wrong_shape_is_refused_with_the_shape_it_got(name, argument, bad):
 
 @pytest.mark.parametrize(
     ("name", "argument"),
-    [("integrated_gradients", "baselines"), ("straight_path", "baselines"), ("project", "basis")],
+    [
+        *(("integrated_gradients", "baselines"), ("straight_path", "baselines"), ("project", "basis")),
+        *(("geodesic_ig", "nodes"), ("energy_ig", "baselines")),
+    ],
 )
 def test_two_dtypes_are_refused(name, argument):
     refused(name, argument, ["float64"], **{argument: FUNCTIONS[name][1][argument]().double()})
@@ -394,7 +435,7 @@ def test_a_target_of_wrong_shape_or_type_is_refused(name, target):
     refused(name, "target", says, target=target)
 
 
-@pytest.mark.parametrize("name", [n for n in WITH_TARGET if n not in ("pgd", "insertion_deletion")])
+@pytest.mark.parametrize("name", [n for n in WITH_TARGET if n not in ("pgd", *ASK_FOR_LOGITS)])
 def test_a_target_for_a_model_with_one_score_is_refused(name):
     refused(name, "target", model=lambda x: x.flatten(1).sum(1), target=0)
 
@@ -417,7 +458,7 @@ def test_scores_of_wrong_shape_are_refused(name, target, bad):
 
 @pytest.mark.parametrize("name", WITH_TARGET)
 def test_scores_without_a_gradient_are_refused(name):
-    if name in EVALUATION:
+    if name in (*EVALUATION, "shapley_values"):
         pytest.skip("needs no gradient")
     with pytest.raises(ValueError, match="model"):
         call(name, model=lambda x: model(x).detach())
@@ -426,6 +467,8 @@ def test_scores_without_a_gradient_are_refused(name):
 COUNTS = [
     ("integrate", "n_steps"),
     ("integrated_gradients", "n_steps"),
+    *(("geodesic_ig", name) for name in ("n_neighbors", "n_nodes", "internal_batch_size")),
+    *(("energy_ig", name) for name in ("n_steps", "internal_batch_size")),
     ("pgd", "n_steps"),
     ("attribution_attack", "n_steps"),
     ("attribution_attack", "internal_batch_size"),

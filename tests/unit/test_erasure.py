@@ -1,0 +1,95 @@
+"""Comprehensiveness, log-odds and purity on cases that can be counted by hand."""
+
+import pytest
+import torch
+from helpers import draw, one_warning, smooth_model, untouched
+
+import manifold_lib as ml
+from manifold_lib import erasure
+
+
+def test_both_are_differences_to_the_whole_image():
+    model, inputs = smooth_model((2, 3, 3)), draw(4, 2, 3, 3)
+    maps = draw(4, 2, 3, 3, seed=1)
+    shares = [0.0, 0.25, 0.5, 1.0]
+    target = torch.tensor([0, 1, 2, 1])
+    options = {"ratios": shares}
+    lost = ml.comprehensiveness(model, inputs, maps, target, **options)
+    odds = ml.log_odds(model, inputs, maps, target, **options)
+    assert lost.shape == odds.shape == (4, 4)
+    for j, share in enumerate(shares):
+        masked = inputs.flatten(1).clone()
+        top = maps.flatten(1).abs().argsort(1, descending=True)[:, : int(share * 18)]
+        masked.scatter_(1, top, 0)
+        p, q = (model(x.view_as(inputs)).softmax(1).gather(1, target[:, None])[:, 0] for x in (inputs, masked))
+        torch.testing.assert_close(lost[:, j], p - q)
+        torch.testing.assert_close(odds[:, j], q.log() - p.log())
+
+
+def test_the_shares_are_the_papers_unless_others_are_given():
+    assert erasure.RATIOS[:4] == (0.01, 0.02, 0.05, 0.1) and erasure.RATIOS[-1] == 0.65 and len(erasure.RATIOS) == 15
+    assert ml.comprehensiveness(smooth_model(), draw(2, 1, 4, 4), draw(2, 1, 4, 4)).shape == (2, 15)
+
+
+def test_log_odds_of_a_probability_too_small_to_write_stay_finite():
+    def model(x):
+        return torch.stack([200 * x.sum(1), -200 * x.sum(1)], 1)
+
+    inputs = torch.ones(2, 3)
+    odds = ml.log_odds(model, inputs, inputs, 0, ratios=[1.0], fill=-1.0)
+    torch.testing.assert_close(odds, torch.full((2, 1), -1200.0))
+
+
+def moons_like():
+    """Points on a line, class 1 to the right of 0."""
+    inputs = torch.tensor([[-3.0], [-2.0], [-1.0], [1.0], [2.0], [3.0]])
+    return (lambda x: torch.cat([-x, x], 1)), inputs
+
+
+def test_purity_counts_the_points_of_the_other_class_among_the_larger_half():
+    model, inputs = moons_like()
+    maps = torch.tensor([[0.1], [5.0], [0.2], [4.0], [-3.0], [1.0]])
+    # the three largest: −2 (of the baseline's class), 1 and 2
+    assert ml.purity(model, inputs, maps, baselines=-1.0).item() == pytest.approx(2 / 3)
+    assert ml.purity(model, inputs, maps, baselines=1.0).item() == pytest.approx(1 / 3)
+
+
+def test_the_released_purity_is_right_for_a_baseline_in_class_one_and_the_complement_otherwise():
+    model, inputs = moons_like()
+    perfect_for_one = torch.tensor([[3.0], [4.0], [5.0], [0.0], [0.1], [0.2]])
+    for baseline, wanted in ((1.0, 1.0), (-1.0, 0.0)):
+        maps = perfect_for_one if baseline > 0 else 5 - perfect_for_one
+        assert ml.purity(model, inputs, maps, baselines=baseline).item() == 1
+        assert ml.purity(model, inputs, maps, baselines=baseline, published=True).item() == wanted
+
+
+def test_purity_of_given_classes_and_of_baselines_of_their_own():
+    model, inputs = moons_like()
+    maps = torch.tensor([[6.0], [5.0], [4.0], [3.0], [2.0], [1.0]])
+    baselines = torch.tensor([[1.0], [-1.0], [1.0], [1.0], [1.0], [1.0]])
+    assert ml.purity(model, inputs, maps, baselines=baselines).item() == pytest.approx(2 / 3)
+    assert ml.purity(model, inputs, maps, 1, baselines=-1.0).item() == 1
+
+
+def test_purity_of_random_numbers_is_a_half():
+    model = lambda x: torch.cat([-x, x], 1)  # noqa: E731
+    inputs, maps = draw(4000, 1, seed=1), draw(4000, 1, seed=2)
+    assert abs(ml.purity(model, inputs, maps, baselines=-1.0).item() - 0.5) < 0.03
+
+
+def test_a_map_with_nan_has_no_purity_and_one_point_no_half():
+    model, inputs = moons_like()
+    maps = inputs.clone()
+    maps[2] = torch.nan
+    with one_warning():
+        assert ml.purity(model, inputs, maps).isnan()
+    with pytest.raises(ValueError, match="two or more"):
+        ml.purity(model, inputs[:1], inputs[:1])
+
+
+def test_the_model_is_left_as_it_was():
+    model, inputs = smooth_model((1, 4, 4)), draw(3, 1, 4, 4)
+    with untouched(model, inputs):
+        ml.purity(model, inputs, inputs)
+        ml.comprehensiveness(model, inputs, inputs)
+        ml.log_odds(model, inputs, inputs)
