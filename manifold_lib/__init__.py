@@ -5,7 +5,7 @@ from .adaptive import Info
 from .attacks import pgd
 from .attribution import expected_gradients, gradient, input_x_gradient, integrated_gradients, smoothgrad
 from .attribution_attacks import Attack, attribution_attack
-from .classifiers import PatchNet, labeller, lenet, small_inception, small_resnet, small_vgg, tiny_cnn
+from .classifiers import PatchNet, labeller, lenet, small_inception, small_resnet, small_vgg, soft_cnn, tiny_cnn
 from .curves import curve_energy, curve_length, resample
 from .energy import energy_ig, energy_path
 from .erasure import comprehensiveness, log_odds, purity
@@ -103,6 +103,7 @@ __all__ = [
     "small_resnet",
     "small_vgg",
     "smoothgrad",
+    "soft_cnn",
     "spearman",
     "ssim",
     "straight_path",

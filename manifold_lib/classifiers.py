@@ -124,6 +124,19 @@ def tiny_cnn(n_classes: int = 10, channels: int = 1, size: int = 32) -> nn.Seque
     )
 
 
+def soft_cnn(n_classes: int = 10, channels: int = 1, width: int = 16, size: int = 32) -> nn.Sequential:
+    """Three strided convolutions with softplus and a linear head, 33 k parameters at 32×32: smooth in its inputs.
+
+    The paths of :func:`manifold_lib.energy_ig` go by the second derivative, which a network of ReLU does not have.
+    """
+    return nn.Sequential(
+        *(nn.Conv2d(channels, width, 3, 2, 1), nn.Softplus(beta=5)),
+        *(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.Softplus(beta=5)),
+        *(nn.Conv2d(2 * width, 4 * width, 3, 2, 1), nn.Softplus(beta=5)),
+        *(nn.Flatten(), nn.Linear(4 * width * (size // 8) ** 2, n_classes)),
+    )
+
+
 class PatchNet(nn.Module):
     """Two non-overlapping convolutions (4×4, then 2×2) and a linear head, 8 k parameters at 32×32.
 

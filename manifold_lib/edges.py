@@ -16,7 +16,7 @@ from .scores import Model, jvp, score, score_gradient
 
 _EPSILON = 0.01  # of the median gradient norm at the nodes
 _LEAST_EPSILON = 1e-12  # where the gradient is zero everywhere, the shorter way
-# edges whose integral misses the change of the score by more are cut into so many pieces
+# edges on a path whose integral misses the change of the score by more are cut into so many pieces
 _TOLERANCE, _PIECES = 1e-3, (4, 16)
 
 
@@ -52,27 +52,36 @@ class Graph(NamedTuple):
 def edge_integrals(
     model: Model, graph: Graph, edges: Indices, label: Tensor | None, metric: str, n_nodes: int, size: int
 ) -> tuple[Tensor, Floats]:
-    """Line integrals of the gradient along edges i -> j, and what the edges cost: (E, *shape) and (E,).
-
-    Where an integral misses f(v_j) − f(v_i), its edge is cut into pieces: a long edge over a steep place has the same
-    number of nodes as the short ones elsewhere.
-    """
+    """Line integrals of the gradient along edges i -> j, and what the edges cost: (E, *shape) and (E,)."""
     ends = torch.from_numpy(edges).to(graph.vertices.device)
     epsilon = _epsilon(model, graph, label, size) if metric == "conformal" else 0.0
-    times, weights = rule("gausslegendre", n_nodes, graph.vertices)
-    integrals, costs = _quadrature(model, graph, ends, label, metric, times, weights, epsilon, size)
-    values = _scores(model, graph, label, size)
-    change = values[ends[:, 1]] - values[ends[:, 0]]
+    nodes = rule("gausslegendre", n_nodes, graph.vertices)
+    integrals, costs = _quadrature(model, graph, ends, label, metric, *nodes, epsilon, size)
+    return integrals, costs.nan_to_num(nan=torch.inf).cpu().numpy()
+
+
+def refine(
+    model: Model, graph: Graph, edges: Indices, integrals: Tensor, label: Tensor | None, n_nodes: int, size: int
+) -> Tensor:
+    """The integrals of edges that are gone along, those cut into pieces that miss f(v_j) − f(v_i): (E, *shape).
+
+    A long edge over a steep place has begun with no more nodes than the short ones elsewhere.
+    """
+    ends = torch.from_numpy(edges).to(graph.vertices.device)
+    integrals = integrals.clone()
+    visited, place = ends.unique(return_inverse=True)
+    values = _scores(model, graph, visited, label, size)
+    change = values[place[:, 1]] - values[place[:, 0]]
     bound = _TOLERANCE * change.abs().clamp_min(0.05 * (values.max() - values.min()))
+    times, weights = rule("gausslegendre", n_nodes, graph.vertices)
     for n_pieces in _PIECES:
         missed = ((integrals.flatten(1).sum(1) - change).abs() > bound).nonzero().squeeze(1)
         if not len(missed):
             break
         starts = torch.arange(n_pieces, device=times.device, dtype=times.dtype)[:, None]
         finer = ((starts + times) / n_pieces).flatten(), (weights / n_pieces).repeat(n_pieces)
-        found = _quadrature(model, graph, ends[missed], label, metric, *finer, epsilon, size)
-        integrals[missed], costs[missed] = found
-    return integrals, costs.nan_to_num(nan=torch.inf).cpu().numpy()
+        integrals[missed], _ = _quadrature(model, graph, ends[missed], label, "euclidean", *finer, 0.0, size)
+    return integrals
 
 
 def _quadrature(
@@ -129,11 +138,11 @@ def _epsilon(model: Model, graph: Graph, label: Tensor | None, size: int) -> flo
     return max(_EPSILON * float(torch.cat(norms).nanmedian()), _LEAST_EPSILON) ** 2
 
 
-def _scores(model: Model, graph: Graph, label: Tensor | None, size: int) -> Tensor:
-    """f at all vertices: (V,)."""
+def _scores(model: Model, graph: Graph, vertices: Tensor, label: Tensor | None, size: int) -> Tensor:
+    """f at some vertices: (n,)."""
     return torch.cat(
         [
             score(model, points, None if label is None else label.expand(len(points)), size)
-            for points in graph.images(graph.vertices, size)
+            for points in graph.images(graph.vertices[vertices], size)
         ]
     )

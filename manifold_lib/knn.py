@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_batch, check_choice, check_count, check_like, warn_non_finite
-from .edges import Graph, edge_integrals
+from .edges import Graph, edge_integrals, refine
 from .graph import Indices, nearest_nodes, neighbour_edges, shortest_paths, walk_back
 from .latent import bridges, decoder_of, encode
 from .passes import plan_passes
@@ -94,10 +94,8 @@ def geodesic_ig(
         model, size = plan_passes(model, inputs, check_count(n_nodes, "n_nodes"), internal_batch_size, exact=True)
         classes = resolve_target(model, inputs, target, size)
         graph = _draw(inputs, nodes, baselines, n_neighbors, space, size)
-        for members, vertices, edges, integrals, length in _searches(model, graph, classes, metric, n_nodes, size):
-            total = _along(vertices, edges, integrals)
-            total[torch.isinf(length)] = torch.nan
-            attributions[members] = total
+        for found in _searches(model, graph, classes, metric, n_nodes, size):
+            attributions[found.rows] = _along(model, graph, found, n_nodes, size)
         if space is not None:
             attributions += bridges(model, inputs, baselines, graph.decoded_lines(size), classes, size)
             attributions[(inputs == baselines).flatten(1).all(1)] = 0
@@ -122,21 +120,27 @@ def geodesic_paths(
     """The paths of :func:`geodesic_ig`, to look at or to integrate along by other rules; arguments as there."""
     check_batch(inputs)
     inputs, baselines = inputs.detach(), check_like(0.0 if baselines is None else baselines, inputs, "baselines")
-    found = []
     with left_as_found(model, inputs):
         model, size = plan_passes(model, inputs, check_count(n_nodes, "n_nodes"), internal_batch_size, exact=True)
         classes = resolve_target(model, inputs, target, size)
         graph = _draw(inputs, nodes, baselines.detach(), n_neighbors, space, size)
-        for members, vertices, _, _, length in _searches(model, graph, classes, metric, n_nodes, size):
-            found.append((members, vertices, length))
-    longest = max(vertices.shape[1] for _, vertices, _ in found)
-    every = np.empty((len(inputs), longest), np.int64)
-    lengths = torch.empty(len(inputs), dtype=torch.float64, device=inputs.device)
-    for members, vertices, length in found:
-        every[members.cpu()] = np.pad(vertices, ((0, 0), (0, longest - vertices.shape[1])), mode="edge")
-        lengths[members] = length
-    n_hops = torch.from_numpy((every[:, 1:] != every[:, :-1]).sum(1)).to(inputs.device)
-    return GraphPaths(graph.vertices[torch.from_numpy(every).to(inputs.device)], lengths.to(inputs.dtype), n_hops)
+        searches = list(_searches(model, graph, classes, metric, n_nodes, size))
+    order = np.argsort(np.concatenate([found.rows for found in searches]))
+    vertices = _stacked([found.vertices for found in searches])[order]
+    length = torch.cat([found.length for found in searches])[torch.from_numpy(order).to(inputs.device)]
+    n_hops = torch.from_numpy((vertices[:, 1:] != vertices[:, :-1]).sum(1)).to(inputs.device)
+    return GraphPaths(graph.vertices[torch.from_numpy(vertices).to(inputs.device)], length.to(inputs.dtype), n_hops)
+
+
+class _Found(NamedTuple):
+    """The paths of one class: its rows of the inputs, their vertices (n, T) and lengths (n,), and what edges hold."""
+
+    label: Tensor | None
+    rows: Indices
+    vertices: Indices
+    length: Tensor
+    edges: Indices
+    integrals: Tensor
 
 
 def _draw(inputs: Tensor, nodes: Tensor, baselines: Tensor, n_neighbors: int, space: Any, size: int) -> Graph:
@@ -169,10 +173,9 @@ def _draw(inputs: Tensor, nodes: Tensor, baselines: Tensor, n_neighbors: int, sp
 
 def _searches(
     model: Model, graph: Graph, target: Tensor | None, metric: str, n_nodes: int, size: int
-) -> Iterator[tuple[Tensor, Indices, Indices, Tensor, Tensor]]:
-    """For each class and each distinct baseline: whose paths these are, their vertices, edges, integrals, lengths."""
+) -> Iterator[_Found]:
+    """For each class its costs, and a search for each distinct baseline."""
     check_choice(metric, "metric", METRICS)
-    device = graph.vertices.device
     for label in [None] if target is None else target.unique():
         rows = np.arange(len(graph.starts)) if label is None else (target == label).cpu().numpy().nonzero()[0]
         used = np.arange(len(graph.vertices)) < graph.n_nodes
@@ -180,23 +183,38 @@ def _searches(
         edges = graph.edges[used[graph.edges].all(1)]
         edges = edges[np.lexsort(edges.T[::-1])]
         integrals, costs = edge_integrals(model, graph, edges, label, metric, n_nodes, size)
-        for source in np.unique(graph.starts[rows]):
-            members = rows[graph.starts[rows] == source]
-            ends = graph.ends[members]
+        rows = rows[np.argsort(graph.starts[rows], kind="stable")]
+        sources, first = np.unique(graph.starts[rows], return_index=True)
+        vertices, lengths = [], []
+        for source, members in zip(sources, np.split(rows, first[1:]), strict=True):
             distance, before = shortest_paths(len(graph.vertices), edges, costs, int(source))
-            length = torch.from_numpy(distance[ends]).to(device)
-            yield torch.from_numpy(members).to(device), walk_back(before, ends), edges, integrals, length
+            vertices.append(walk_back(before, graph.ends[members]))
+            lengths.append(distance[graph.ends[members]])
+        length = torch.from_numpy(np.concatenate(lengths)).to(graph.vertices.device)
+        yield _Found(label, rows, _stacked(vertices), length, edges, integrals)
 
 
-def _along(vertices: Indices, edges: Indices, integrals: Tensor) -> Tensor:
-    """Sums of the edges' integrals along paths of vertices (n, T): (n, *shape)."""
-    total = integrals.new_zeros(len(vertices), *integrals.shape[1:])
-    n = max(vertices.max(initial=0), edges.max(initial=0)) + 1
-    keys = edges[:, 0] * n + edges[:, 1]
-    for here, there in zip(vertices.T[:-1], vertices.T[1:], strict=True):
-        moves = (here != there).nonzero()[0]
-        low, high = np.minimum(here, there)[moves], np.maximum(here, there)[moves]
-        edge = torch.from_numpy(np.searchsorted(keys, low * n + high)).to(total.device)
-        sign = torch.from_numpy(np.where(here < there, 1.0, -1.0)[moves]).to(total)
-        total.index_add_(0, torch.from_numpy(moves).to(total.device), integrals[edge] * column(sign, total))
+def _stacked(parts: list[Indices]) -> Indices:
+    """Paths of vertices, one below the other, the shorter ones filled up with their ends."""
+    longest = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, longest - part.shape[1])), mode="edge") for part in parts])
+
+
+def _along(model: Model, graph: Graph, found: _Found, n_nodes: int, size: int) -> Tensor:
+    """Sums of the integrals of the edges on each path, NaN where there is none: (n, *shape)."""
+    here, there = found.vertices[:, :-1], found.vertices[:, 1:]
+    n = len(graph.vertices)
+    keys = np.minimum(here, there) * n + np.maximum(here, there)
+    # of those that stay at their end, some edge, which does not count
+    edge = np.searchsorted(found.edges @ [n, 1], keys).clip(0, max(len(found.edges) - 1, 0))
+    used, place = np.unique(edge, return_inverse=True)
+    device = graph.vertices.device
+    total = graph.vertices.new_zeros(len(here), *graph.shape)
+    if len(found.edges):
+        integrals = found.integrals[torch.from_numpy(used).to(device)]
+        integrals = refine(model, graph, found.edges[used], integrals, found.label, n_nodes, size)
+        sign = torch.from_numpy(np.sign(there - here)).to(total)
+        for hop, own in enumerate(torch.from_numpy(place.reshape(edge.shape)).to(device).T):
+            total += integrals[own].where(column(sign[:, hop], total) != 0, 0) * column(sign[:, hop], total)
+    total[torch.isinf(found.length)] = torch.nan
     return total

@@ -35,6 +35,14 @@ COLOURS = {
     "EIG": _DARK[1],
     "MIG": _DARK[0],
     "aligned IG, random subspace": _DARK[6],
+    "GeoIG-kNN": _DARK[2],
+    "GeoIG-energy": _PALETTE[0],
+    "rank one": _PALETTE[9],
+    "Enhanced IG (k-NN)": _DARK[1],
+    "Guided IG": _PALETTE[8],
+    "Occlusion": _PALETTE[5],
+    "Input × Gradient": _PALETTE[3],
+    "Random": _PALETTE[7],
 }
 _DASHES = {
     "SmoothGrad": "--",
@@ -45,6 +53,11 @@ _DASHES = {
     "IG, uniform": "-.",
     "IG, Gaussian": ":",
     "aligned IG, random subspace": "--",
+    "rank one": "--",
+    "Enhanced IG (k-NN)": "-.",
+    "Guided IG": "--",
+    "Occlusion": ":",
+    "Random": (0, (1, 1)),
 }
 DIVERGING = "RdBu_r"
 

@@ -145,3 +145,16 @@ for _name, (_channels, _widths, _latents, _epochs, _size, _beta, _classes, _roun
             parents=(f"{_name}-conv-vae",),
             bf16=True,
         )
+
+# Paper 4: smooth networks. Digits in both polarities, so that some objects are as dark as the baseline.
+_add(
+    "mnist32-softplus",
+    classifiers.soft_cnn,
+    *("mnist32", "polarities", 8, 128, 2e-3, 14, "softplus CNN on real images, half of them inverted"),
+)
+_add(
+    "cifar10-softplus",
+    functools.partial(classifiers.soft_cnn, 10, 3, 48),
+    *("cifar10", "mirrored", 15, 64, 2e-3, 15, "softplus CNN on real images, half of them mirrored"),
+    bf16=True,
+)

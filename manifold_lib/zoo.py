@@ -142,12 +142,23 @@ def _prepare(
         loss = training.reconstruction_loss
     elif recipe.kind == "reconstructions":
         batches = (training.predict(load(recipe.parents[0], device), inputs), labels)
+    elif recipe.kind in _CHANGES:
+        batches = functools.partial(_changed_epoch, recipe, inputs, labels)
     else:
         batches = functools.partial(_generated_epoch, recipe, device)
     if recipe.kind == "robust":
         model.load_state_dict(load("lenet-mnist32").state_dict())
         loss = training.adversarial_loss((0.5, 1.0, 2.0))
     return model, batches, loss, real.checksum
+
+
+# what is done to one image in two, anew in each epoch
+_CHANGES: dict[str, Callable[[Tensor], Tensor]] = {"polarities": lambda x: 1 - x, "mirrored": lambda x: x.flip(3)}
+
+
+def _changed_epoch(recipe: Recipe, inputs: Tensor, labels: Tensor, epoch: int) -> training.Batch:
+    chosen = torch.rand(len(inputs), generator=torch.Generator().manual_seed(recipe.seed * 1_000 + epoch)) < 0.5
+    return torch.where(chosen[:, None, None, None], _CHANGES[recipe.kind](inputs), inputs), labels
 
 
 def _generated_epoch(recipe: Recipe, device: torch.device, epoch: int) -> training.Batch:
@@ -171,6 +182,11 @@ def measure(name: str, model: Any) -> dict[str, float]:
     if recipe.kind == "autoencoder":
         error = (training.predict(model, test.inputs) - test.inputs).abs().mean().item()
         return {"test mean absolute error": round(error, 4)}
+    if recipe.kind in _CHANGES:
+        images = {"test images": test.inputs}
+        if recipe.kind == "polarities":
+            images["inverted test images"] = 1 - test.inputs
+        return {f"accuracy on {kind}": round(training.accuracy(model, x, test.labels), 4) for kind, x in images.items()}
     device = next(model.parameters()).device
     parent = load(recipe.parents[0], device)
     images = training.predict(parent, test.inputs)

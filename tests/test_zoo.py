@@ -179,7 +179,7 @@ def test_two_processes_train_once(folders, tmp_path, processes):
     assert log.read_text() == "trained\n"
 
 
-@pytest.mark.parametrize("kind", ["vae", "reconstructions", "generated", "robust"])
+@pytest.mark.parametrize("kind", ["vae", "reconstructions", "generated", "robust", "polarities", "mirrored"])
 def test_every_kind_of_recipe_is_prepared(folders, monkeypatch, kind):
     """The batches and the loss of each kind give a finite loss with a gradient."""
     torch.manual_seed(0)
@@ -201,6 +201,11 @@ def test_every_kind_of_recipe_is_prepared(folders, monkeypatch, kind):
     assert all(parameter.grad is not None for parameter in model.parameters())
     if kind == "reconstructions":
         assert torch.equal(tensors[0], training.predict(vae, images))
+    if kind in ("polarities", "mirrored"):
+        changed = 1 - images if kind == "polarities" else images.flip(3)
+        same, other = ((tensors[0] == x).flatten(1).all(1) for x in (images, changed))
+        assert (same | other).all() and 5 < other.sum() < 35
+        assert not torch.equal(batches(1)[0], tensors[0]), "each epoch has a draw of its own"
     if kind == "robust":
         assert torch.equal(model[1].weight, classifier[1].weight), "it starts from the standard model"
 

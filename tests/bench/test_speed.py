@@ -12,6 +12,7 @@ import gc
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,11 +21,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from published import Tallied, enhanced_ig_by_step, geodesic_by_node, project_by_vector, tangent_space_by_pixel
+from published import (
+    Tallied,
+    enhanced_ig_by_step,
+    geodesic_by_node,
+    geodesics_by_search,
+    project_by_vector,
+    tangent_space_by_pixel,
+)
 from torch import Tensor, nn
 
 import manifold_lib as ml
-from manifold_lib import plotting, runtime, storage
+from manifold_lib import moons, plotting, runtime, storage
 
 ROUNDS = 5
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
@@ -82,7 +90,10 @@ def draw(table: pd.DataFrame, folder: Path) -> None:
     lines = list(dict.fromkeys(best["line"]))[::-1]
     fig, axis = plt.subplots(figsize=(plotting.WIDTH, 0.19 * len(lines) + 0.9))
     marks = zip(
-        (1, 16, 32, 64), "osD^", ("gradient", "averaged gradient", "robust gradient", "SmoothGrad"), strict=True
+        (1, 16, 32, 64, 200, 500),
+        "osD^vX",
+        ("gradient", "averaged gradient", "robust gradient", "SmoothGrad", "IG", "input × gradient"),
+        strict=True,
     )
     for n_images, marker, colour in marks:
         part = best[best["B"] == n_images]
@@ -97,7 +108,7 @@ def draw(table: pd.DataFrame, folder: Path) -> None:
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set_yticks(range(len(lines)), lines, fontsize=7)
     axis.grid(axis="y", lw=0.4, alpha=0.6)
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=6, frameon=False)
     fig.savefig(folder / "bench.png", dpi=160, metadata={"Software": None})
     plt.close(fig)
 
@@ -393,6 +404,33 @@ def test_geodesic_path_beside_the_published_pattern(benchmark, rows, device, n_p
     assert (ours() < ml.curve_energy(vae.decode, line)).all()
     contestants = {"ours": ours, "published (one pair, scaled)": published}
     race(benchmark, rows, "geodesic, 2 sweeps of 20 points", n_pairs, contestants, device, published=n_pairs)
+
+
+@pytest.mark.parametrize("n_nodes", [200, 500])
+def test_knn_geodesics_beside_the_published_pattern(benchmark, rows, n_nodes: int) -> None:
+    """Half-moons, all nodes explained: one search in SciPy against one search for each input in Python."""
+    points = moons.half_moons(0.2, 0, 4 * n_nodes)[2]
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 10), nn.Tanh(), nn.Linear(10, 10), nn.Tanh(), nn.Linear(10, 1), nn.Flatten(0))
+    tallied, baseline, counts = Tallied(net), torch.tensor([[-0.5, -0.5]]), Counter()
+
+    def published() -> Tensor:
+        return geodesics_by_search(tallied, points, baseline, 10, 5, counts)
+
+    def ours() -> Tensor:
+        nodes = torch.cat([points, baseline])
+        found = ml.geodesic_ig(net, points, nodes=nodes, baselines=baseline, n_neighbors=10, n_nodes=5)
+        assert isinstance(found, Tensor)
+        return found
+
+    change = (net(points) - net(baseline)).detach()
+    found = published()
+    assert counts["searches"] == len(points) == n_nodes and counts["lookups"] > n_nodes
+    assert (tallied.forwards, tallied.backwards) == (1, 1)
+    for maps in (found, ours()):
+        agree(maps.sum(1), change, 1e-3)
+    contestants = {"ours": ours, "published": published}
+    race(benchmark, rows, f"k-NN geodesics, {n_nodes} nodes", n_nodes, contestants)
 
 
 @pytest.mark.parametrize("n_pairs", [1, 32])

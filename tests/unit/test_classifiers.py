@@ -41,3 +41,13 @@ def test_they_learn_where_the_bright_half_is(name):
         loss.backward()
         optimizer.step()
     assert loss < 0.4
+
+
+def test_the_smooth_network_has_a_second_derivative_and_is_as_small_as_stated():
+    model = seeded(ml.soft_cnn())
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e3 == pytest.approx(33, abs=1)
+    inputs = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (slope,) = torch.autograd.grad(model(inputs).sum(), inputs, create_graph=True)
+    (turn,) = torch.autograd.grad(slope.square().sum(), inputs)
+    assert turn.count_nonzero() == turn.numel()
+    assert ml.soft_cnn(7, 3, 8, 64)(torch.rand(2, 3, 64, 64)).shape == (2, 7)
