@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import data, generated, runtime, storage, training
-from .attacks import pgd
+from . import data, generated, measures, runtime, storage, training
 from .recipes import RECIPES, Recipe
-from .vae import VAE, ConvVAE, kl_nats, reconstruction_nats
+from .vae import VAE
 
 
 def path(name: str) -> Path:
@@ -97,7 +96,7 @@ def train(name: str, *, device: torch.device, progress: bool = False, again: boo
         file.with_suffix(".json").unlink(missing_ok=True)  # until the new card, the model counts as not made
         sha256 = storage.save_weights(file, model)
         storage.load_weights(file, model)
-        measures = measure(name, model.eval())
+        numbers = measure(name, model.eval())
         content = {
             "name": name,
             "sha256": sha256,
@@ -114,7 +113,7 @@ def train(name: str, *, device: torch.device, progress: bool = False, again: boo
             "seconds": round(seconds),
             "device": runtime.device_name(device),
             "versions": {key: runtime.versions()[key] for key in ("python", "torch")},
-            "measures": measures,
+            "measures": numbers,
         }
         storage.write_json(file.with_suffix(".json"), content)
         checkpoint.unlink(missing_ok=True)
@@ -175,10 +174,11 @@ def measure(name: str, model: Any) -> dict[str, float]:
     """The numbers on a model's card, on test images or fresh generated ones that no training saw."""
     recipe = RECIPES[name]
     if recipe.kind in ("generated", "robust"):
-        return _measure_generated(recipe, model)
+        drawn = samples(recipe.data, 10_000, seed=0, device=next(model.parameters()).device)
+        return measures.of_classifier(model, drawn, data.load(recipe.data, train=False))
     test = data.load(recipe.data, train=False)
     if recipe.kind in ("vae", "conv-vae"):
-        return _measure_vae(model, test.inputs)
+        return measures.of_vae(model, test.inputs)
     if recipe.kind == "autoencoder":
         error = (training.predict(model, test.inputs) - test.inputs).abs().mean().item()
         return {"test mean absolute error": round(error, 4)}
@@ -197,48 +197,6 @@ def measure(name: str, model: Any) -> dict[str, float]:
         numbers["share of unfiltered samples with p_max ≥ 0.9"] = round((confidence >= 0.9).float().mean().item(), 4)
         numbers["acceptance rate"] = round((confidence**2).mean().item(), 4)
     return numbers
-
-
-def _measure_generated(recipe: Recipe, model: nn.Module) -> dict[str, float]:
-    device = next(model.parameters()).device
-    drawn = samples(recipe.data, 10_000, seed=0, device=device)
-    numbers = {"accuracy on 10,000 fresh samples": round(training.accuracy(model, drawn.inputs, drawn.labels), 4)}
-    real = data.load(recipe.data, train=False)
-    numbers["accuracy on real test images"] = round(training.accuracy(model, real.inputs, real.labels), 4)
-    inputs, labels = drawn.inputs[:1000].to(device), drawn.labels[:1000].to(device)
-    for eps in (0.5, 1.0, 2.0):
-        start = torch.Generator().manual_seed(0)
-        attacked = torch.cat(
-            [
-                pgd(model, inputs[i : i + 100], labels[i : i + 100], eps=eps, n_steps=20, generator=start)
-                for i in range(0, len(inputs), 100)
-            ]
-        )
-        numbers[f"accuracy under L2-PGD, ε = {eps}"] = round(training.accuracy(model, attacked, labels), 4)
-    return numbers
-
-
-def _measure_vae(vae: VAE | ConvVAE, inputs: Tensor) -> dict[str, float]:
-    """Test reconstruction and KL in nats (one posterior draw an image), and how many latents are in use."""
-    generator = torch.Generator().manual_seed(0)
-    device = next(vae.parameters()).device
-    reconstruction, error, kl = 0.0, 0.0, torch.zeros(())
-    with torch.no_grad():
-        for chunk in inputs.split(500):
-            mean, log_variance = vae.posterior(chunk.to(device))
-            noise = torch.randn(mean.shape, generator=generator).to(device)
-            logits = vae.decoder(mean + noise * torch.exp(0.5 * log_variance))
-            reconstruction += reconstruction_nats(logits, chunk.to(device)).sum().item()
-            kl = kl + kl_nats(mean, log_variance).flatten(1).sum(0).cpu()
-            error += (vae(chunk.to(device)) - chunk.to(device)).square().flatten(1).mean(1).sum().item()
-    reconstruction, kl = reconstruction / len(inputs), kl / len(inputs)
-    return {
-        "test root mean squared error": round((error / len(inputs)) ** 0.5, 4),
-        "test reconstruction, nats": round(reconstruction, 2),
-        "test KL, nats": round(kl.sum().item(), 2),
-        "test −ELBO, nats": round(reconstruction + kl.sum().item(), 2),
-        "latents in use (KL ≥ 0.05)": int((kl >= 0.05).sum()),
-    }
 
 
 def model_table() -> str:
