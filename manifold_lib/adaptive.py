@@ -115,7 +115,7 @@ def _integrate_block(
     x, f, g = _evaluate(model, path, target, rows, t, size)
     counts = torch.full((n_rows,), n_first + 1, device=end.device)
     along = f.view(n_rows, -1)
-    spread = torch.where(spread.isnan(), along.amax(1) - along.amin(1), spread)
+    spread = torch.where(torch.isfinite(spread), spread, along.amax(1) - along.amin(1))
     bound = tolerance * torch.maximum((along[:, -1] - along[:, 0]).abs(), 0.05 * spread)
 
     while True:
@@ -180,7 +180,7 @@ def _evaluate(
 
 
 def _spread(model: Model, end: Tensor, size: int) -> Tensor:
-    """Range of the class scores at each end; NaN where there is one score only."""
+    """Range of the class scores at each end; NaN where there is one score only, or one that is not finite."""
     with torch.no_grad():
         scores = torch.cat([model(chunk.clone()) for chunk in end.split(size)]).view(len(end), -1)
     return scores.amax(1) - scores.amin(1) if scores.shape[1] > 1 else torch.full_like(scores[:, 0], torch.nan)

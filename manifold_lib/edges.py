@@ -57,7 +57,7 @@ def edge_integrals(
     epsilon = _epsilon(model, graph, label, size) if metric == "conformal" else 0.0
     nodes = rule("gausslegendre", n_nodes, graph.vertices)
     integrals, costs = _quadrature(model, graph, ends, label, metric, *nodes, epsilon, size)
-    return integrals, costs.nan_to_num(nan=torch.inf).cpu().numpy()
+    return integrals, costs.cpu().numpy()
 
 
 def refine(
@@ -72,7 +72,7 @@ def refine(
     visited, place = ends.unique(return_inverse=True)
     values = _scores(model, graph, visited, label, size)
     change = values[place[:, 1]] - values[place[:, 0]]
-    bound = _TOLERANCE * change.abs().clamp_min(0.05 * (values.max() - values.min()))
+    bound = _TOLERANCE * change.abs().clamp_min(0.05 * _spread(model, graph, label, size))
     times, weights = rule("gausslegendre", n_nodes, graph.vertices)
     for n_pieces in _PIECES:
         missed = ((integrals.flatten(1).sum(1) - change).abs() > bound).nonzero().squeeze(1)
@@ -114,7 +114,8 @@ def _quadrature(
             speed = speed * (slopes.flatten(2).double().square().sum(2) + epsilon).sqrt()
         elif metric == "rank1":
             speed = products.flatten(2).double().sum(2).abs()
-        costs[chunk] = speed @ weights.double()
+        met = torch.isfinite(products).flatten(1).all(1)
+        costs[chunk] = (speed @ weights.double()).where(met, torch.inf)
     return integrals, costs
 
 
@@ -136,6 +137,13 @@ def _epsilon(model: Model, graph: Graph, label: Tensor | None, size: int) -> flo
         classes = None if label is None else label.expand(len(points))
         norms.append(score_gradient(model, points, classes).flatten(1).double().norm(dim=1))
     return max(_EPSILON * float(torch.cat(norms).nanmedian()), _LEAST_EPSILON) ** 2
+
+
+def _spread(model: Model, graph: Graph, label: Tensor | None, size: int) -> float:
+    """Interquartile range of f at the nodes, which no input and no single score of infinity changes."""
+    values = _scores(model, graph, torch.arange(graph.n_nodes, device=graph.vertices.device), label, size).double()
+    values = values[torch.isfinite(values)]
+    return float(torch.quantile(values, 0.75) - torch.quantile(values, 0.25)) if len(values) else 0.0
 
 
 def _scores(model: Model, graph: Graph, vertices: Tensor, label: Tensor | None, size: int) -> Tensor:

@@ -16,7 +16,7 @@ from .geodesics import Geodesic
 from .passes import plan_passes
 from .paths import column, polyline
 from .quadrature import rule
-from .relax import curve_energy_and_gradient, floors, relax_curves, relax_potential, slope_turns
+from .relax import curve_energy_and_gradient, floors, relax_curves, relax_potential, slope_turns, uneven
 from .scores import Model, left_as_found, resolve_target, score_change, score_gradient
 
 ENERGIES = ("curve", "potential")
@@ -114,7 +114,7 @@ def energy_path(
         of it; ε = (0.01 · median ‖∇f‖ on the straight line)². ``"potential"``: Σ_i ‖γ_i − γ⁰_i‖ + sign · β ‖∇f(γ_i)‖,
         the paper's, of points that know nothing of each other.
     beta : float
-        β, in input units per gradient unit.
+        β, in input units per gradient unit. A point leaves the line only where β ‖∇‖∇f‖‖ is above 1, its pull.
     sign : {1, -1}
         1 as intended, away from large gradients; −1 as printed and released, towards them.
     max_iter : int, optional
@@ -155,27 +155,51 @@ def _relaxed(
     published: bool,
     progress: bool,
 ) -> Geodesic:
-    """Relaxed paths on arguments that were checked."""
-    lines = line_between(baselines, inputs, n_steps).flatten(2)
-    if published:
-        nodes, _ = rule("gausslegendre", n_steps + 1, inputs)
-        lines = baselines.flatten(1)[:, None] + nodes[:, None] * (inputs - baselines).flatten(1)[:, None]
-    slope = functools.partial(slope_turns, model, inputs.shape[1:], size)
-    epsilon = floors(slope, lines, target)
+    """Relaxed paths on arguments that were checked, some images at a time."""
     most = _MAX_ITER[energy] if max_iter is None else max_iter
-    passes = runtime.progress_bar(range(most), show=progress, desc="energy_path")
-    if energy == "curve":
-        points, energies, iterations, converged = relax_curves(slope, lines, target, epsilon, passes)
-    else:
-        options = {"beta": beta, "sign": sign, "free_ends": published}
-        points, energies, iterations, converged = relax_potential(slope, lines, target, passes, **options)
-    late = int((~converged & torch.isfinite(energies)).sum())  # NaN is counted elsewhere
-    if late and most:
+    moves = most > 0 and (n_steps > 1 or published) and (energy == "curve" or beta > 0)
+    blocks = torch.arange(len(inputs), device=inputs.device).split(max(size // n_steps, 1))
+    slope = functools.partial(slope_turns, model, inputs.shape[1:], size, turn=moves)
+    lines = functools.partial(_first_lines, inputs.flatten(1), baselines.flatten(1), n_steps, published)
+    epsilon = inputs.new_empty(len(inputs))
+    bends, turns_up = False, False
+    for rows in blocks:
+        squares, turns = slope(lines(rows), None if target is None else target[rows])
+        epsilon[rows] = floors(squares)
+        bends, turns_up = bends or uneven(squares), turns_up or bool(turns.count_nonzero())
+    if moves and bends and not turns_up:
+        raise ValueError(
+            "model: its second derivative is zero wherever it was taken, as that of a network of ReLU is, and a path "
+            "cannot tell where the gradient falls; explain log-probabilities, or put softplus in the place of ReLU"
+        )
+    parts = []
+    bar = iter(runtime.progress_bar(range(len(blocks) * most), show=progress, desc="energy_path"))
+    for rows in blocks:
+        own, passes = None if target is None else target[rows], range(most if moves else 0)
+        counted = (step for step, _ in zip(passes, bar, strict=False))
+        if energy == "curve":
+            found = relax_curves(slope, lines(rows), own, epsilon[rows], counted)
+        else:
+            options = {"beta": beta, "sign": sign, "free_ends": published}
+            found = relax_potential(slope, lines(rows), own, counted, **options)
+        first_order = functools.partial(slope, turn=False)
+        _, _, metric = curve_energy_and_gradient(first_order, found[0], own, epsilon[rows])
+        length = (metric.sqrt() * found[0].diff(dim=1).norm(dim=2)).sum(1)
+        parts.append((found[0].unflatten(2, inputs.shape[1:]), found[1], length, *found[2:]))
+    result = Geodesic(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    late = int((~result.converged & ~result.energy.isnan()).sum())  # NaN is counted elsewhere
+    if late and moves:
         message = f"energy_path: {late} of {len(inputs)} paths had not converged after {most} iterations"
         warnings.warn(message, RuntimeWarning, stacklevel=3)
-    _, _, metric = curve_energy_and_gradient(slope, points, target, epsilon)
-    length = (metric.sqrt() * points.diff(dim=1).norm(dim=2)).sum(1)
-    return Geodesic(points.unflatten(2, inputs.shape[1:]), energies, length, iterations, converged)
+    return result
+
+
+def _first_lines(inputs: Tensor, baselines: Tensor, n_steps: int, published: bool, rows: Tensor) -> Tensor:
+    """The points that some images' paths begin with: (b, n_steps + 1, D)."""
+    if not published:
+        return line_between(baselines[rows], inputs[rows], n_steps)
+    nodes, _ = rule("gausslegendre", n_steps + 1, inputs)
+    return baselines[rows, None] + nodes[:, None] * (inputs - baselines)[rows, None]
 
 
 def _released_sum(model: Model, points: Tensor, target: Tensor | None, size: int) -> Tensor:
@@ -200,6 +224,8 @@ def _check(
     max_iter: int | None,
 ) -> Tensor:
     check_batch(inputs)
+    if inputs.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(f"inputs: got {inputs.dtype}, wants float32 or float64, which a second derivative needs")
     check_count(n_steps, "n_steps")
     check_choice(energy, "energy", ENERGIES)
     check_positive(beta, "beta", zero=True)

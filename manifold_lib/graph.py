@@ -68,10 +68,20 @@ def nearest_nodes(nodes: Floats, points: Floats, n_neighbors: int) -> tuple[Indi
     return nearest, (nodes[nearest[:, 0]] == points).all(1)
 
 
-def shortest_paths(n_vertices: int, edges: Indices, weights: Floats, source: int) -> tuple[Floats, Indices]:
-    """Dijkstra from one vertex to all: their distances, and the vertex before each on its way; −1 where none leads."""
-    graph = _matrix(n_vertices, edges, weights)
-    distance, before = dijkstra(graph, directed=False, indices=source, return_predecessors=True)
+def shortest_paths(
+    n_vertices: int, n_nodes: int, edges: Indices, weights: Floats, source: int
+) -> tuple[Floats, Indices]:
+    """Dijkstra from one vertex to all: their distances, and the vertex before each on its way; −1 where none leads.
+
+    Edges between the first ``n_nodes`` vertices may be gone along both ways. The others are the ends of some path
+    each: the source is left, any other one is only arrived at, so that no path leads through the end of another.
+    """
+    both = edges[:, 1] < n_nodes
+    from_source = edges[:, 1] == source
+    ways = np.concatenate([edges, edges[both | from_source][:, ::-1]])
+    costs = np.concatenate([weights, weights[both | from_source]])
+    graph = _matrix(n_vertices, ways, costs)
+    distance, before = dijkstra(graph, directed=True, indices=source, return_predecessors=True)
     before = np.where(before < 0, -1, before).astype(np.int64)
     before[source] = source
     return distance, before
@@ -97,5 +107,5 @@ def walk_back(before: Indices, ends: Indices) -> Indices:
 
 
 def _matrix(n_vertices: int, edges: Indices, weights: Floats) -> coo_array:
-    """The upper triangle of the weights; an explicit zero is an edge of no length."""
+    """The weights of edges i -> j; an explicit zero is an edge of no length."""
     return coo_array((weights, (edges[:, 0], edges[:, 1])), shape=(n_vertices, n_vertices)).tocsr()

@@ -15,6 +15,7 @@ from .graph import Indices, nearest_nodes, neighbour_edges, shortest_paths, walk
 from .latent import bridges, decoder_of, encode
 from .passes import plan_passes
 from .paths import column
+from .quadrature import empty_sum
 from .scores import Model, left_as_found, resolve_target, score_change
 
 METRICS = ("conformal", "rank1", "euclidean")
@@ -86,22 +87,24 @@ def geodesic_ig(
         (B, *shape) in score units, and Σ A − (f(x) − f(x')) (B,). An input equal to its baseline gets zeros, one that
         is reached only through gradients that are not finite NaN, with a warning.
     """
-    check_batch(inputs)
-    inputs, baselines = inputs.detach(), check_like(0.0 if baselines is None else baselines, inputs, "baselines")
-    baselines = baselines.detach()
+    inputs, baselines = _check(inputs, nodes, baselines, n_neighbors, metric, n_nodes)
     with left_as_found(model, inputs):
         attributions = torch.zeros_like(inputs)
-        model, size = plan_passes(model, inputs, check_count(n_nodes, "n_nodes"), internal_batch_size, exact=True)
+        model, size = plan_passes(model, inputs, n_nodes * len(nodes), internal_batch_size, exact=True)
         classes = resolve_target(model, inputs, target, size)
         graph = _draw(inputs, nodes, baselines, n_neighbors, space, size)
         for found in _searches(model, graph, classes, metric, n_nodes, size):
             attributions[found.rows] = _along(model, graph, found, n_nodes, size)
         if space is not None:
-            attributions += bridges(model, inputs, baselines, graph.decoded_lines(size), classes, size)
+            with torch.no_grad():
+                lines = graph.decoded_lines(size)
+            attributions += bridges(model, inputs, baselines, lines, classes, size)
             attributions[(inputs == baselines).flatten(1).all(1)] = 0
-        delta = attributions.flatten(1).sum(1) - score_change(model, inputs, baselines, classes, size)
+        delta = None
+        if return_convergence_delta:
+            delta = attributions.flatten(1).sum(1) - score_change(model, inputs, baselines, classes, size)
     warn_non_finite(attributions, "geodesic_ig")
-    return (attributions, delta) if return_convergence_delta else attributions
+    return attributions if delta is None else (attributions, delta)
 
 
 def geodesic_paths(
@@ -118,13 +121,14 @@ def geodesic_paths(
     internal_batch_size: int | None = None,
 ) -> GraphPaths:
     """The paths of :func:`geodesic_ig`, to look at or to integrate along by other rules; arguments as there."""
-    check_batch(inputs)
-    inputs, baselines = inputs.detach(), check_like(0.0 if baselines is None else baselines, inputs, "baselines")
+    inputs, baselines = _check(inputs, nodes, baselines, n_neighbors, metric, n_nodes)
     with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, check_count(n_nodes, "n_nodes"), internal_batch_size, exact=True)
+        model, size = plan_passes(model, inputs, n_nodes * len(nodes), internal_batch_size, exact=True)
         classes = resolve_target(model, inputs, target, size)
-        graph = _draw(inputs, nodes, baselines.detach(), n_neighbors, space, size)
-        searches = list(_searches(model, graph, classes, metric, n_nodes, size))
+        graph = _draw(inputs, nodes, baselines, n_neighbors, space, size)
+        # the integrals of the edges are not kept
+        every = _searches(model, graph, classes, metric, n_nodes, size)
+        searches = [found._replace(integrals=inputs.new_zeros(0)) for found in every]
     order = np.argsort(np.concatenate([found.rows for found in searches]))
     vertices = _stacked([found.vertices for found in searches])[order]
     length = torch.cat([found.length for found in searches])[torch.from_numpy(order).to(inputs.device)]
@@ -143,13 +147,24 @@ class _Found(NamedTuple):
     integrals: Tensor
 
 
-def _draw(inputs: Tensor, nodes: Tensor, baselines: Tensor, n_neighbors: int, space: Any, size: int) -> Graph:
-    """The graph on the nodes, and what joins the baselines and the inputs to it."""
+def _check(
+    inputs: Tensor, nodes: Tensor, baselines: Tensor | float | None, n_neighbors: int, metric: str, n_nodes: int
+) -> tuple[Tensor, Tensor]:
+    """Inputs and baselines without their graphs."""
+    check_batch(inputs)
+    baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines")
     check_batch(nodes, "nodes")
     if nodes.shape[1:] != inputs.shape[1:]:
         raise ValueError(f"nodes: got shape {tuple(nodes.shape)}, wants (N, *{tuple(inputs.shape[1:])}) like inputs")
     check_like(nodes[:1], inputs, "nodes")
     check_count(n_neighbors, "n_neighbors")
+    check_choice(metric, "metric", METRICS)
+    check_count(n_nodes, "n_nodes")
+    return inputs.detach(), baselines.detach()
+
+
+def _draw(inputs: Tensor, nodes: Tensor, baselines: Tensor, n_neighbors: int, space: Any, size: int) -> Graph:
+    """The graph on the nodes, and what joins the baselines and the inputs to it."""
     same = (inputs == baselines).flatten(1).all(1).cpu().numpy()
     starts, own = torch.unique(baselines, dim=0, return_inverse=True)
     groups, decode = (nodes.detach(), starts, inputs), None
@@ -175,7 +190,6 @@ def _searches(
     model: Model, graph: Graph, target: Tensor | None, metric: str, n_nodes: int, size: int
 ) -> Iterator[_Found]:
     """For each class its costs, and a search for each distinct baseline."""
-    check_choice(metric, "metric", METRICS)
     for label in [None] if target is None else target.unique():
         rows = np.arange(len(graph.starts)) if label is None else (target == label).cpu().numpy().nonzero()[0]
         used = np.arange(len(graph.vertices)) < graph.n_nodes
@@ -187,7 +201,7 @@ def _searches(
         sources, first = np.unique(graph.starts[rows], return_index=True)
         vertices, lengths = [], []
         for source, members in zip(sources, np.split(rows, first[1:]), strict=True):
-            distance, before = shortest_paths(len(graph.vertices), edges, costs, int(source))
+            distance, before = shortest_paths(len(graph.vertices), graph.n_nodes, edges, costs, int(source))
             vertices.append(walk_back(before, graph.ends[members]))
             lengths.append(distance[graph.ends[members]])
         length = torch.from_numpy(np.concatenate(lengths)).to(graph.vertices.device)
@@ -205,16 +219,18 @@ def _along(model: Model, graph: Graph, found: _Found, n_nodes: int, size: int) -
     here, there = found.vertices[:, :-1], found.vertices[:, 1:]
     n = len(graph.vertices)
     keys = np.minimum(here, there) * n + np.maximum(here, there)
-    # of those that stay at their end, some edge, which does not count
-    edge = np.searchsorted(found.edges @ [n, 1], keys).clip(0, max(len(found.edges) - 1, 0))
-    used, place = np.unique(edge, return_inverse=True)
-    device = graph.vertices.device
-    total = graph.vertices.new_zeros(len(here), *graph.shape)
-    if len(found.edges):
+    device, total = graph.vertices.device, empty_sum(graph.vertices.new_zeros(len(here), *graph.shape))
+    moves = here != there
+    if moves.any():
+        used, place = np.unique(np.searchsorted(found.edges @ [n, 1], keys[moves]), return_inverse=True)
         integrals = found.integrals[torch.from_numpy(used).to(device)]
         integrals = refine(model, graph, found.edges[used], integrals, found.label, n_nodes, size)
-        sign = torch.from_numpy(np.sign(there - here)).to(total)
-        for hop, own in enumerate(torch.from_numpy(place.reshape(edge.shape)).to(device).T):
-            total += integrals[own].where(column(sign[:, hop], total) != 0, 0) * column(sign[:, hop], total)
+        edge = np.zeros_like(keys)
+        edge[moves] = place
+        for hop in range(keys.shape[1]):
+            rows = moves[:, hop].nonzero()[0]
+            sign = torch.from_numpy(np.sign(there - here)[rows, hop]).to(total)
+            products = integrals[torch.from_numpy(edge[rows, hop]).to(device)] * column(sign, total)
+            total[torch.from_numpy(rows).to(device)] += products.to(total.dtype)
     total[torch.isinf(found.length)] = torch.nan
-    return total
+    return total.to(graph.vertices.dtype)

@@ -89,7 +89,11 @@ def train_moons(
             optimizer.step()
     for i, network in enumerate(networks):
         network.load_state_dict({name: stack[i].detach() for name, stack in weights.items()})
-    return [Moons(*case, *own, network.eval()) for case, own, network in zip(cases, sets, networks, strict=True)]
+    every = zip(cases, sets, networks, strict=True)
+    return [
+        Moons(*case, x.to(device), y.to(device), inputs.to(device), labels.to(device), network.eval())
+        for case, (x, y, inputs, labels), network in every
+    ]
 
 
 def _started(generator: torch.Generator) -> nn.Sequential:

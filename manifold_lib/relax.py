@@ -27,9 +27,12 @@ Relaxed = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def slope_turns(
-    model: Model, shape: torch.Size, size: int, points: Tensor, target: Tensor | None
+    model: Model, shape: torch.Size, size: int, points: Tensor, target: Tensor | None, *, turn: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """‖∇f‖² and half its derivative, ∇²f ∇f, at points of paths, ``size`` at a time: (B, T, D) -> (B, T), (B, T, D)."""
+    """‖∇f‖² and half its derivative, ∇²f ∇f, at points of paths, ``size`` at a time: (B, T, D) -> (B, T), (B, T, D).
+
+    Without ``turn`` the derivative is left out, as zeros.
+    """
     flat = points.flatten(0, 1).unflatten(1, shape)
     classes = None if target is None else target.repeat_interleave(points.shape[1])
     squares, turns = [], []
@@ -37,33 +40,28 @@ def slope_turns(
         part = flat[start : start + size].detach().requires_grad_()
         with torch.enable_grad():
             own = None if classes is None else classes[start : start + size]
-            gradient = score_gradient(model, part, own, create_graph=True)
-            square, turn = gradient.flatten(1).square().sum(1), None
-            if gradient.requires_grad:  # else the score is linear
-                (turn,) = torch.autograd.grad(square.sum() / 2, part, allow_unused=True)
+            gradient = score_gradient(model, part, own, create_graph=turn)
+            square, derivative = gradient.flatten(1).square().sum(1), None
+            if turn and gradient.requires_grad:  # else the score is linear
+                (derivative,) = torch.autograd.grad(square.sum() / 2, part, allow_unused=True)
         squares.append(square.detach())
-        turns.append(torch.zeros_like(part) if turn is None else turn)
+        turns.append(torch.zeros_like(part) if derivative is None else derivative)
     return torch.cat(squares).view(points.shape[:2]), torch.cat(turns).reshape(points.shape)
 
 
-def floors(slope: Slope, points: Tensor, target: Tensor | None) -> Tensor:
-    """ε of each image: (0.01 · median ‖∇f‖ on its path)², or above it where that is nothing beside the largest: (B,).
+def floors(squares: Tensor) -> Tensor:
+    """ε of each image of ‖∇f‖² on its path: (0.01 · median ‖∇f‖)², or above it where the largest dwarfs that.
 
-    Raises
-    ------
-    ValueError
-        Where the gradient changes along a path, but ∇²f is zero: a network of ReLU gives paths nothing to go by.
+    (B, T) -> (B,).
     """
-    squares, turns = slope(points, target)
-    uneven = (squares - squares[:, :1]).abs() > 1e-4 * squares.amax(1, keepdim=True)
-    if not turns.count_nonzero() and uneven.any():
-        raise ValueError(
-            "model: its second derivative is zero wherever it was taken, as that of a network of ReLU is, and a path "
-            "cannot tell where the gradient falls; explain log-probabilities, or put softplus in the place of ReLU"
-        )
-    norms = squares.sqrt().nan_to_num(nan=0.0)
+    norms = squares.sqrt().nan_to_num(nan=0.0, posinf=0.0)
     least = (_EPSILON_OF_MOST * norms.amax(1)).clamp_min(_LEAST_EPSILON)
     return torch.maximum(_EPSILON * norms.median(1).values, least).square()
+
+
+def uneven(squares: Tensor) -> bool:
+    """Whether ‖∇f‖ changes along any of the paths."""
+    return bool(((squares - squares[:, :1]).abs() > 1e-4 * squares.amax(1, keepdim=True)).any())
 
 
 def relax_curves(
@@ -168,20 +166,29 @@ def relax_potential(
         n_held = max(int(_ENDS * len(pull)), 1)
         pull[:n_held] += _END_WEIGHT
         pull[-n_held:] += _END_WEIGHT
-    best, best_energy = first.clone(), torch.full_like(points[:, :, 0], torch.inf)
+    squares, turns = slope(points, target)
+    best, best_energy = points.clone(), sign * beta * squares.sqrt()
     earlier, quiet = best_energy.sum(1), torch.zeros(len(points), dtype=torch.int64, device=points.device)
     iterations = quiet.clone()
     mean, variance = torch.zeros_like(points), torch.zeros_like(points)
     tiny = torch.finfo(points.dtype).tiny
     for iteration in passes:
-        rows = (quiet < _QUIET).nonzero().squeeze(1)
+        rows = ((quiet < _QUIET) & torch.isfinite(earlier)).nonzero().squeeze(1)
         if not len(rows):
             break
-        squares, turns = slope(points[rows], None if target is None else target[rows])
-        norms = squares.sqrt()
         offset = points[rows] - first[rows]
-        distances = offset.norm(dim=2)
-        energy = pull * distances + sign * beta * norms
+        distances, norms = offset.norm(dim=2), squares[rows].sqrt()
+        gradient = (pull / distances.clamp_min(tiny))[:, :, None] * offset
+        gradient += sign * beta * turns[rows] / norms.clamp_min(tiny)[:, :, None]
+        if not free_ends:
+            gradient[:, [0, -1]] = 0
+        mean[rows] = 0.9 * mean[rows] + 0.1 * gradient
+        variance[rows] = 0.999 * variance[rows] + 0.001 * gradient.square()
+        count = iteration + 1
+        corrected = mean[rows] / (1 - 0.9**count), variance[rows] / (1 - 0.999**count)
+        points[rows] -= _RATE * corrected[0] / (corrected[1].sqrt() + 1e-8)
+        squares[rows], turns[rows] = slope(points[rows], None if target is None else target[rows])
+        energy = pull * (points[rows] - first[rows]).norm(dim=2) + sign * beta * squares[rows].sqrt()
         better = energy < best_energy[rows]
         best[rows] = torch.where(better[:, :, None], points[rows], best[rows])
         best_energy[rows] = torch.where(better, energy, best_energy[rows])
@@ -189,14 +196,5 @@ def relax_potential(
         progress = earlier[rows] - total > _QUIET_CHANGE * total.abs()
         earlier[rows] = torch.where(progress, total, earlier[rows])
         quiet[rows] = torch.where(progress, 0, quiet[rows] + 1)
-        gradient = (pull / distances.clamp_min(tiny))[:, :, None] * offset
-        gradient += sign * beta * turns / norms.clamp_min(tiny)[:, :, None]
-        if not free_ends:
-            gradient[:, [0, -1]] = 0
-        mean[rows] = 0.9 * mean[rows] + 0.1 * gradient
-        variance[rows] = 0.999 * variance[rows] + 0.001 * gradient.square()
         iterations[rows] += 1
-        count = iteration + 1
-        corrected = mean[rows] / (1 - 0.9**count), variance[rows] / (1 - 0.999**count)
-        points[rows] -= _RATE * corrected[0] / (corrected[1].sqrt() + 1e-8)
     return best, best_energy.sum(1), iterations, quiet >= _QUIET

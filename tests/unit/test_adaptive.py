@@ -193,3 +193,16 @@ def test_on_digits_it_takes_fewer_gradients_than_the_midpoint_rule_and_its_map_i
         for maps in (found[:8], fixed)
     )
     assert gap <= 0.02 and gap <= fixed_gap
+
+
+def test_a_masked_class_does_not_end_the_refinement():
+    model = smooth_model((2,))
+
+    def masked(x):
+        return torch.cat([20 * model(x), torch.full((len(x), 1), -torch.inf, dtype=x.dtype)], 1)
+
+    path = ml.straight_path(draw(3, 2, seed=1))
+    usual, info = ml.integrate(lambda x: 20 * model(x), path, 1, tolerance=1e-3, return_info=True)
+    found, other = ml.integrate(masked, path, 1, tolerance=1e-3, return_info=True)
+    assert (other.n_gradients >= 13).all() and other.delta.abs().max() < 10 * info.delta.abs().max() + 1e-3
+    torch.testing.assert_close(found, usual, atol=1e-2, rtol=1e-2)

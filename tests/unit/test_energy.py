@@ -247,3 +247,35 @@ def test_in_one_dimension_nothing_cancels_even_on_a_path_that_turns_back():
     path = torch.tensor([0.0, 0.4, 0.2, 0.9], dtype=torch.float64).view(1, 4, 1)
     maps = ml.integrate(model, path, n_steps=3000)
     torch.testing.assert_close(maps.abs().sum(), torch.tensor(0.9, dtype=torch.float64).sin(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"max_iter": 0}, {"n_steps": 1}, {"energy": "potential", "beta": 0.0}])
+def test_relu_will_do_where_the_path_stays_straight_anyway(options):
+    relu = seeded(nn.Sequential(nn.Linear(2, 12), nn.ReLU(), nn.Linear(12, 2))).double()
+    inputs = draw(6, 2, seed=1)
+    maps = ml.energy_ig(relu, inputs, 1, **options)
+    torch.testing.assert_close(maps.sum(1), change(relu, inputs, 1), atol=1e-2, rtol=1e-2)
+
+
+def test_the_potential_of_the_line_is_that_of_its_gradients():
+    model, inputs = plane_model(), draw(4, 2, seed=1)
+    path = ml.energy_path(model, inputs, 1, energy="potential", beta=0.3, max_iter=0)
+    points = path.points.flatten(0, 1)
+    slopes = ml.gradient(model, points, torch.ones(len(points), dtype=torch.int64)).norm(dim=1).view(4, -1)
+    torch.testing.assert_close(path.energy, 0.3 * slopes.sum(1))
+    steep = ml.energy_path(lambda x: 30 * model(x), inputs, 1, energy="potential", beta=1.0, max_iter=1)
+    assert (steep.points != path.points).any(), "the first step is judged"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(dtype):
+    with pytest.raises(ValueError, match=r"inputs: got torch\.b?float16"):
+        ml.energy_ig(plane_model().to(dtype), draw(2, 2).to(dtype), 1)
+
+
+def test_images_are_relaxed_in_blocks_that_change_nothing():
+    model, inputs = smooth_model((1, 4, 4)), draw(7, 1, 4, 4, seed=1)
+    whole = ml.energy_path(model, inputs, 1, n_steps=8, max_iter=20)
+    blocks = ml.energy_path(model, inputs, 1, n_steps=8, max_iter=20, internal_batch_size=16)
+    for a, b in zip(whole, blocks, strict=True):
+        torch.testing.assert_close(a, b)

@@ -95,7 +95,7 @@ def test_costs_are_those_of_networkx_and_the_paths_walked_back_have_them(seed, n
     reference.add_nodes_from(range(n))
     reference.add_weighted_edges_from((i, j, w) for (i, j), w in zip(edges.tolist(), weights, strict=True))
     wanted = nx.single_source_dijkstra_path_length(reference, 0)
-    distance, before = graph.shortest_paths(n, edges, weights, 0)
+    distance, before = graph.shortest_paths(n, n, edges, weights, 0)
     assert {i for i in range(n) if np.isfinite(distance[i])} == set(wanted)
     vertices = graph.walk_back(before, np.arange(n))
     for i, path in enumerate(vertices.tolist()):

@@ -334,3 +334,78 @@ def test_no_global_random_number_is_drawn():
     model, state, torch_state = plane_model(), np.random.get_state()[1].copy(), torch.random.get_rng_state()
     ml.geodesic_ig(model, cloud(3, seed=1), nodes=cloud())
     assert (np.random.get_state()[1] == state).all() and torch.equal(torch.random.get_rng_state(), torch_state)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("k", [3, 15])
+def test_no_path_leads_through_another_input_or_baseline(metric, k):
+    model, nodes = plane_model(2), cloud(80)
+    inputs, baselines = cloud(60, seed=1), cloud(3, seed=2)[torch.arange(60) % 3]
+    options = {"nodes": nodes, "n_neighbors": k, "metric": metric}
+    whole = ml.geodesic_ig(model, inputs, 1, baselines=baselines, **options)
+    for i in range(0, 60, 7):
+        alone = ml.geodesic_ig(model, inputs[[i]], 1, baselines=baselines[[i]], **options)
+        torch.testing.assert_close(alone, whole[[i]], atol=1e-9, rtol=1e-9)
+    points = ml.geodesic_paths(model, inputs, 1, baselines=baselines, **options).points
+    for i in range(60):
+        inner = points[i, (points[i] != baselines[i]).any(1) & (points[i] != inputs[i]).any(1)]
+        assert all((point == nodes).all(1).any() for point in inner)
+
+
+def test_an_input_with_an_infinite_score_changes_no_other():
+    def model(x):
+        first = torch.tanh(8 * (x[:, 0] - 0.3)) * x[:, 1]
+        return first + torch.where(x[:, 0] > 50, torch.inf, 0.0)
+
+    nodes, inputs = 3 * cloud(15), torch.tensor([[2.0, 1.5], [60.0, 0.0]], dtype=torch.float64)
+    options = {"nodes": nodes, "baselines": -2.0, "n_neighbors": 4, "metric": "euclidean", "n_nodes": 3}
+    alone, delta = ml.geodesic_ig(model, inputs[:1], return_convergence_delta=True, **options)
+    assert delta.abs() < 1e-3
+    torch.testing.assert_close(ml.geodesic_ig(model, inputs, **options)[:1], alone)
+
+
+def test_a_vae_with_parameters_leaves_no_graph_behind():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.up = torch.nn.Conv2d(1, 2, 2, 2), torch.nn.ConvTranspose2d(2, 1, 2, 2)
+
+        def encode(self, x):
+            return self.down(x)
+
+        def decode(self, z):
+            return torch.tanh(self.up(z))
+
+    vae, model = seeded(Net()).double().eval(), smooth_model((1, 4, 4))
+    nodes, inputs = draw(20, 1, 4, 4), draw(3, 1, 4, 4, seed=1)
+    with untouched(vae, nodes, inputs):
+        maps, delta = ml.geodesic_ig(model, inputs, 1, nodes=nodes, space=vae, return_convergence_delta=True)
+    assert not maps.requires_grad and delta.abs().max() < 1e-3
+
+
+def test_few_inputs_go_through_in_few_passes():
+    counted = Counting(plane_model())
+    ml.geodesic_ig(counted, cloud(1, seed=1), 1, nodes=cloud(300), n_neighbors=8, n_nodes=8)
+    assert len(counted.calls) < 40
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_keeps_from_gradients_that_are_not_finite(metric):
+    def model(x):
+        hole = ((x - 0.5).abs() < 0.2).all(1)
+        return torch.where(hole, torch.nan, 1.0) * x.sum(1)
+
+    ticks = torch.linspace(0, 1, 9, dtype=torch.float64)
+    maps = ml.geodesic_ig(
+        model, torch.ones(1, 2, dtype=torch.float64), nodes=torch.cartesian_prod(ticks, ticks), metric=metric
+    )
+    torch.testing.assert_close(maps, torch.ones(1, 2, dtype=torch.float64))
+
+
+def test_a_long_chain_of_half_precision_is_summed_in_single():
+    def model(x):
+        return 10 * x[:, 0] + x[:, 1]
+
+    nodes = torch.stack([torch.linspace(0, 1, 500), torch.zeros(500)], 1).half()
+    maps = ml.geodesic_ig(model, torch.tensor([[1.0, 0.0]]).half(), nodes=nodes, n_neighbors=1, n_nodes=2)
+    torch.testing.assert_close(maps.float(), torch.tensor([[10.0, 0.0]]), atol=0.03, rtol=0)
