@@ -17,6 +17,7 @@ WIDTH = 7.0  # inches: a text-wide figure of a two-column paper
 
 _PALETTE = sns.color_palette("colorblind", 10)
 _DARK = sns.color_palette("dark", 10)  # for the baselines of Integrated Gradients
+_BRIGHT = sns.color_palette("bright", 10)  # for what notebook 04 compares
 COLOURS = {
     "gradient": _PALETTE[0],
     "SmoothGrad": _PALETTE[2],
@@ -36,13 +37,11 @@ COLOURS = {
     "MIG": _DARK[0],
     "aligned IG, random subspace": _DARK[6],
     "GeoIG-kNN": _DARK[2],
-    "GeoIG-energy": _PALETTE[0],
-    "rank one": _PALETTE[9],
-    "Enhanced IG (k-NN)": _DARK[1],
-    "Guided IG": _PALETTE[8],
-    "Occlusion": _PALETTE[5],
-    "Input × Gradient": _PALETTE[3],
-    "Random": _PALETTE[7],
+    "GeoIG-energy": _BRIGHT[0],
+    "rank one": _BRIGHT[9],
+    "Enhanced IG (k-NN)": _BRIGHT[1],
+    "Guided IG": _BRIGHT[8],
+    "Occlusion": _BRIGHT[5],
 }
 _DASHES = {
     "SmoothGrad": "--",
@@ -57,7 +56,6 @@ _DASHES = {
     "Enhanced IG (k-NN)": "-.",
     "Guided IG": "--",
     "Occlusion": ":",
-    "Random": (0, (1, 1)),
 }
 DIVERGING = "RdBu_r"
 
@@ -86,8 +84,8 @@ def setup_style() -> None:
 
 
 def colour(method: str) -> tuple[float, float, float]:
-    """The method's colour, the same in every figure; grey for what is no method."""
-    return COLOURS.get(method, (0.35, 0.35, 0.35))
+    """The method's colour, the same in every figure and however it is capitalised; grey for what is no method."""
+    return COLOURS.get(method, COLOURS.get(method.lower(), (0.35, 0.35, 0.35)))
 
 
 def _pixels(image: Tensor) -> np.ndarray:
@@ -226,7 +224,7 @@ def plot_curves(table: pd.DataFrame, *, x: str, y: str, hue: str, ax: Axes, inte
             ms=3,
             lw=1.4,
             color=colour(str(method)),
-            ls=_DASHES.get(str(method), "-"),
+            ls=_DASHES.get(str(method), _DASHES.get(str(method).lower(), "-")),
             label=method,
         )
         if interval and grouped.size().max() > 1:
