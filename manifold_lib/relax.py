@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from .paths import column
+from .curves import even_times
+from .paths import column, polyline
 from .quadrature import rule
 from .scores import Model, score_gradient
 
@@ -132,14 +133,12 @@ def curve_energy_and_gradient(
 
 def respaced(points: Tensor, metric: Tensor) -> Tensor:
     """Points of the same polylines whose segments are equally long under the metric that each segment had."""
-    chords = points.diff(dim=1)
-    costs = metric.sqrt() * chords.norm(dim=2)
-    arc = torch.cat([costs.new_zeros(len(costs), 1), costs.cumsum(1)], 1)
-    wanted = torch.linspace(0, 1, arc.shape[1], dtype=arc.dtype, device=arc.device) * arc[:, -1:]
-    edge = (torch.searchsorted(arc, wanted, right=True) - 1).clamp(0, costs.shape[1] - 1)
-    share = (wanted - arc.gather(1, edge)) / costs.gather(1, edge).clamp_min(torch.finfo(arc.dtype).tiny)
-    pick = edge[:, :, None].expand(-1, -1, points.shape[2])
-    found = points.gather(1, pick) + share.clamp(0, 1)[:, :, None] * chords.gather(1, pick)
+    costs = metric.sqrt() * points.diff(dim=1).norm(dim=2)
+    size, n_points = points.shape[:2]
+    equal = torch.linspace(0, 1, n_points, dtype=points.dtype, device=points.device).expand(size, -1)
+    times = even_times(equal, costs, n_points - 1)
+    rows = torch.arange(size, device=points.device).repeat_interleave(n_points)
+    found = polyline(points).at(rows, times.flatten()).view_as(points)
     found[:, 0], found[:, -1] = points[:, 0], points[:, -1]
     return found
 
