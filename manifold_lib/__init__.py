@@ -8,17 +8,20 @@ from .attribution_attacks import Attack, attribution_attack
 from .classifiers import PatchNet, labeller, lenet, small_inception, small_resnet, small_vgg, soft_cnn, tiny_cnn
 from .curves import curve_energy, curve_length, resample
 from .energy import energy_ig, energy_path
-from .erasure import comprehensiveness, log_odds, purity
+from .erasure import comprehensiveness, diffid, log_odds, purity
 from .evaluation import Curves, cancellation_ratio, completeness_error, insertion_deletion
 from .generated import Samples, sample_generated
 from .geodesics import Geodesic, geodesic
 from .guided import guided_ig, guided_path
 from .integrate import integrate
+from .kl_autoencoder import KLAutoencoder, load_kl_autoencoder
 from .knn import GraphPaths, geodesic_ig, geodesic_paths
 from .latent import enhanced_ig, manifold_ig
+from .latent_guided import ma_gig, ma_gig_path
 from .matrix_free import project_matrix_free
 from .metric import exp_map, log_map, magnification_factor, pullback_metric
 from .metrics import map_mse, pearson, relevance, spearman, ssim, top_k, total_variation
+from .nearest import Nearest, nearest_on_manifold
 from .paths import Path, polyline, straight_path
 from .roar import remove_top, retrain
 from .shapes import ShapeSamples, render_shapes, sample_shapes, shape_decoder
@@ -44,6 +47,8 @@ __all__ = [
     "Geodesic",
     "GraphPaths",
     "Info",
+    "KLAutoencoder",
+    "Nearest",
     "PatchNet",
     "Path",
     "Samples",
@@ -58,6 +63,7 @@ __all__ = [
     "curve_energy",
     "curve_length",
     "decoder_jacobian",
+    "diffid",
     "elbo_loss",
     "energy_ig",
     "energy_path",
@@ -76,11 +82,15 @@ __all__ = [
     "integrated_gradients",
     "labeller",
     "lenet",
+    "load_kl_autoencoder",
     "log_map",
     "log_odds",
+    "ma_gig",
+    "ma_gig_path",
     "magnification_factor",
     "manifold_ig",
     "map_mse",
+    "nearest_on_manifold",
     "orthonormal_columns",
     "pearson",
     "pgd",

@@ -158,3 +158,14 @@ _add(
     *("cifar10", "mirrored", 15, 64, 2e-3, 15, "softplus CNN on real images, half of them mirrored"),
     bf16=True,
 )
+
+# Paper 5: maps of latents for digits, and narrower ones, to see what a worse VAE does to its explanations.
+for _name, _latents, _seed in (("conv-vae", 8, 16), ("conv-vae-2", 2, 17), ("conv-vae-1", 1, 18)):
+    _add(
+        f"mnist32-{_name}",
+        functools.partial(ConvVAE, 1, (32, 64, 64), _latents),
+        *("mnist32", "conv-vae", 12, 128, 1e-3, _seed),
+        f"convolutional VAE, SiLU, {_latents} map(s) of latents, ELBO with β = 0.5, 1 % black images",
+        bf16=True,
+        beta=0.5,
+    )

@@ -102,6 +102,56 @@ def geodesic_by_node(
     return torch.cat(nodes)
 
 
+def ma_gig_by_image(
+    model: Tallied, encode: Tallied, decode: Tallied, image: Tensor, baseline: Tensor, n_points: int, fraction: float
+) -> Tensor:
+    """Paper 5: one image; each latent decoded to be kept and again to be guided by, then a gradient at each point.
+
+    Groups of latents move one after the other; the last goes along a great circle.
+    """
+    for part in (model, encode, decode):
+        part.reset()
+    with torch.no_grad():
+        here, goal = encode(baseline[None]), encode(image[None])
+        target = model(image[None]).argmax(1)
+    whole, points = (goal - here).abs().sum(), [baseline[None]]
+    for k in range(n_points - 1):
+        if k:
+            with torch.no_grad():
+                points.append(decode(here))
+        z = here.clone().requires_grad_()
+        size = model.gradient(model(decode(z))[0, target[0]], z).abs()
+        decode.backwards += 1
+        left = whole * (1 - (k + 1) / n_points)
+        while not torch.isclose(rest := (goal - here).abs().sum(), left, rtol=1e-9, atol=1e-9):
+            size[(goal - here).abs() < 1e-9] = torch.inf
+            level = torch.quantile(size, fraction, interpolation="lower")
+            chosen = (size <= level) & size.isfinite()
+            if not chosen.any():
+                break
+            gamma = (rest - left) / (goal - here).abs()[chosen].sum()
+            here = here.clone()
+            if gamma > 1:
+                here[chosen] = goal[chosen]
+                continue
+            start, end = here[chosen], goal[chosen]
+            cosine = (start / start.norm()) @ (end / end.norm())
+            if min(start.norm(), end.norm()) < 1e-9 or cosine.abs() > 0.9995:
+                here[chosen] = start + gamma * (end - start)
+            else:
+                angle = cosine.arccos()
+                here[chosen] = (((1 - gamma) * angle).sin() * start + (gamma * angle).sin() * end) / angle.sin()
+            break
+    points.append(image[None])
+    total = torch.zeros_like(image)
+    for point, after in zip(points, [*points[1:], None], strict=True):
+        x = point.clone().requires_grad_()
+        gradient = model.gradient(model(x)[0, target[0]], x)[0]
+        if after is not None:
+            total += gradient * (after - point)[0]
+    return total
+
+
 def geodesics_by_search(
     model: Tallied, points: Tensor, baseline: Tensor, n_neighbors: int, n_steps: int, counts: Counter[str]
 ) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import functools
 import gc
 import statistics
 import threading
@@ -26,6 +27,7 @@ from published import (
     enhanced_ig_by_step,
     geodesic_by_node,
     geodesics_by_search,
+    ma_gig_by_image,
     project_by_vector,
     tangent_space_by_pixel,
 )
@@ -374,6 +376,51 @@ def test_enhanced_ig_beside_the_published_pattern(benchmark, rows, device, n_ima
     assert [(part.forwards, part.backwards) for part in tallied] == [(51, 50), (2, 0), (51, 0)]
     contestants = {"ours": ours, "published (one image, scaled)": published}
     race(benchmark, rows, "Enhanced IG 50, tiny CNN", n_images, contestants, device, published=n_images)
+
+
+@pytest.mark.parametrize("n_images", [1, 16])
+def test_ma_gig_beside_the_published_pattern(benchmark, rows, device, n_images: int) -> None:
+    """The zoo's networks, 200 points, 5 % of the latents at once."""
+    from manifold_lib import zoo
+
+    vae, model = zoo.load("fashion32-conv-vae", device), zoo.load("lenet-fashion32", device)
+    inputs = zoo.samples("fashion32", n_images, seed=1, device=device).inputs.to(device)
+    tallied = [Tallied(part) for part in (model, vae.encode, vae.decode)]
+
+    def published() -> Tensor:
+        return ma_gig_by_image(*tallied, inputs[0], 0 * inputs[0], 200, 0.05)
+
+    def ours(**options: object) -> Tensor:
+        found = ml.ma_gig(model, inputs, None, vae=vae, n_steps=199, fraction=0.05, **options)
+        assert isinstance(found, Tensor)
+        return found
+
+    expected = published()
+    # the model for the class, the guidance of 199 points and the sum over 200; the decoder for 198 and for 199
+    assert [(part.forwards, part.backwards) for part in tallied] == [(1 + 199 + 200, 399), (2, 0), (397, 199)]
+    # in single precision latents that nearly tie part ways, so the maps agree as maps
+    same = torch.stack([ours(published=True)[0].flatten(), expected.flatten()])
+    assert torch.corrcoef(same)[0, 1] > 0.9
+    contestants = {
+        "ours": functools.partial(ours, published=True),
+        "published (one image, scaled)": published,
+    }
+    race(benchmark, rows, "MA-GIG 200, released sum", n_images, contestants, device, published=n_images)
+
+
+@pytest.mark.parametrize("n_images", [16])
+def test_bridged_ma_gig_beside_the_published_pattern(benchmark, rows, device, n_images: int) -> None:
+    """The same race for our default, whose bridges take 32 gradients more."""
+    from manifold_lib import zoo
+
+    vae, model = zoo.load("fashion32-conv-vae", device), zoo.load("lenet-fashion32", device)
+    inputs = zoo.samples("fashion32", n_images, seed=1, device=device).inputs.to(device)
+    tallied = [Tallied(part) for part in (model, vae.encode, vae.decode)]
+    contestants: dict[str, Contestant] = {
+        "ours": lambda: ml.ma_gig(model, inputs, None, vae=vae, n_steps=200, fraction=0.05),
+        "published (one image, scaled)": lambda: ma_gig_by_image(*tallied, inputs[0], 0 * inputs[0], 200, 0.05),
+    }
+    race(benchmark, rows, "MA-GIG 200, with bridges", n_images, contestants, device, published=n_images)
 
 
 def pairs(n_pairs: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:

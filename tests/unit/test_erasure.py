@@ -93,3 +93,75 @@ def test_the_model_is_left_as_it_was():
         ml.purity(model, inputs, inputs)
         ml.comprehensiveness(model, inputs, inputs)
         ml.log_odds(model, inputs, inputs)
+
+
+def counted_diffid(model, inputs, maps, target, soft=False):
+    """Section 6 of paper 5, one image and one ratio after the other."""
+    found = []
+    for x, a, y in zip(inputs, maps, target, strict=True):
+        flat, order = x.flatten(), a.abs().flatten().argsort(descending=True)
+        p = model(x[None]).softmax(1)[0, y]
+        per_ratio = []
+        for ratio in [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]:
+            m = int(ratio * flat.numel())
+            scores = []
+            for gone in (order[flat.numel() - m :], order[:m]):
+                kept = torch.ones_like(flat, dtype=torch.bool)
+                kept[gone] = False
+                filled = torch.where(kept, flat, flat[kept].mean())
+                logits = model(filled.view_as(x)[None])[0]
+                share = (logits.softmax(0)[y] / p).clamp(0, 1)
+                scores.append(share if soft else (logits.argmax() == y).to(x.dtype))
+            per_ratio.append(scores[0] - scores[1])
+        found.append(torch.stack(per_ratio).mean())
+    return torch.stack(found).detach()
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (1, 9, 10)])
+@pytest.mark.parametrize("soft", [False, True])
+def test_diffid_is_counted_as_the_paper_does(shape, soft):
+    model = smooth_model(shape)
+    inputs, maps, target = draw(9, *shape), draw(9, *shape, seed=1), torch.arange(9) % 3
+    with untouched(model, inputs, maps):
+        found = ml.diffid(model, inputs, maps, target, soft=soft)
+    torch.testing.assert_close(found, counted_diffid(model, inputs, maps, target, soft))
+    assert found.abs().max() > 0
+    parts = ml.diffid(model, inputs, maps, target, soft=soft, internal_batch_size=4)
+    torch.testing.assert_close(parts, found)
+
+
+def test_diffid_depends_on_the_order_of_sizes_alone_and_changes_sign_with_it():
+    model, inputs, maps = smooth_model(), draw(8, 1, 4, 4), draw(8, 1, 4, 4, seed=1)
+    found = ml.diffid(model, inputs, maps)
+    assert torch.equal(ml.diffid(model, inputs, -(maps.abs() ** 3)), found)
+    assert torch.equal(ml.diffid(model, inputs, 1 / maps), -found)
+    torch.testing.assert_close(
+        ml.diffid(model, inputs, 1 / maps, soft=True), -ml.diffid(model, inputs, maps, soft=True)
+    )
+
+
+def test_diffid_takes_its_parts_from_the_two_curves():
+    model, inputs, maps = smooth_model(), draw(8, 1, 4, 4), draw(8, 1, 4, 4, seed=1)
+    curves = ml.insertion_deletion(model, inputs, maps, 1)
+    torch.testing.assert_close(ml.diffid(model, inputs, maps, 1), (curves.insertion - curves.deletion).mean(1))
+    shares = torch.tensor([0.25, 0.5])
+    curves = ml.insertion_deletion(model, inputs, maps, 1, ratios=shares, fill=0.0)
+    found = ml.diffid(model, inputs, maps, 1, ratios=shares, fill=0.0)
+    torch.testing.assert_close(found, (curves.insertion - curves.deletion).mean(1))
+
+
+def test_a_map_that_failed_has_no_diffid():
+    maps = draw(3, 1, 4, 4, seed=1)
+    maps[1, 0, 0, 0] = torch.nan
+    with one_warning():
+        found = ml.diffid(smooth_model(), draw(3, 1, 4, 4), maps)
+    assert found.isnan().tolist() == [False, True, False]
+
+
+def test_soft_diffid_of_a_probability_too_small_to_write_stays_finite():
+    def model(x):
+        return torch.stack([200 * x.sum(1), -200 * x.sum(1)], 1)
+
+    inputs = torch.full((2, 10), -1.0)
+    found = ml.diffid(model, inputs, draw(2, 10, dtype=torch.float32), 0, soft=True)
+    assert found.isfinite().all()

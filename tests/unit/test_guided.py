@@ -11,7 +11,7 @@ from helpers import Counting, close, draw, seeded, smooth_model, untouched
 from torch import nn
 
 import manifold_lib as ml
-from manifold_lib.guided import greedy_step
+from manifold_lib.greedy import greedy_step
 
 SETTINGS = [(0.25, 0.02, 40), (0.1, 1.0, 40), (0.25, 0.0, 20), (1.0, 0.3, 10), (0.5, 0.1, 60), (0.05, 1.0, 60)]
 
