@@ -54,6 +54,7 @@ EVALUATION = (
     "comprehensiveness",
     "log_odds",
     "purity",
+    "diffid",
 )
 WITH_BASELINES = ("completeness_error", "cancellation_ratio", "purity")
 
@@ -88,6 +89,16 @@ FUNCTIONS = {
             **{"n_steps": lambda: 3, "vae": lambda: VAE},
         },
     ),
+    **{
+        name: (
+            getattr(ml, name),
+            {
+                **{"model": lambda: model, "inputs": inputs, "target": lambda: 1, "baselines": inputs},
+                **{"n_steps": lambda: 3, "vae": lambda: VAE},
+            },
+        )
+        for name in ("ma_gig", "ma_gig_path")
+    },
     "manifold_ig": (
         ml.manifold_ig,
         {
@@ -138,6 +149,13 @@ FUNCTIONS = {
         name: (getattr(ml, name), {"decoder": lambda: decoder, "latents": lambda: normal(B, K)})
         for name in ("pullback_metric", "magnification_factor")
     },
+    "nearest_on_manifold": (
+        ml.nearest_on_manifold,
+        {
+            **{"decoder": lambda: decoder, "points": lambda: normal(B, *SHAPE), "starts": lambda: normal(B, 2, K)},
+            **{"max_iter": lambda: 2},
+        },
+    ),
     "exp_map": (
         ml.exp_map,
         {
@@ -251,8 +269,8 @@ def with_argument(*names):
 # what is NaN for one image passes through these, to that image only
 PASS_ON = ("project", "tangent_fraction", "tangent_share")
 BATCHES = ("inputs", "path", "latents", "vectors", "attributions", "basis", "baselines", "references", "maps")
-BATCHES += ("nodes", "start", "end", "points", "velocities", "others", "target_maps")
-ASK_FOR_LOGITS = ("insertion_deletion", "comprehensiveness", "log_odds", "purity")
+BATCHES += ("nodes", "start", "end", "starts", "points", "velocities", "others", "target_maps")
+ASK_FOR_LOGITS = ("insertion_deletion", "comprehensiveness", "log_odds", "purity", "diffid")
 MEASURES = ("pearson", "spearman", "map_mse", "top_k", "ssim")
 
 
