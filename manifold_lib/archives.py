@@ -62,7 +62,7 @@ def _check_md5(path: Path, md5: str, content: bytes | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _download(what: str, relatives: list[str]) -> Iterator[None]:
+def download(what: str, relatives: list[str]) -> Iterator[None]:
     """Run a torchvision download, its chatter swallowed; a failure becomes :class:`DataNotFound`."""
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -83,7 +83,7 @@ def _idx(name: str, dataset: type[tvd.MNIST], train: bool) -> tuple[Tensor, Tens
                 _check_md5(found, md5)
                 storage.write_bytes(unpacked, gzip.decompress(found.read_bytes()))
         if not all((runtime.CACHE / archive).with_suffix("").is_file() for archive in archives):
-            with _download(name, archives):
+            with download(name, archives):
                 dataset(runtime.CACHE, train=train, download=True)
         try:
             split_ = dataset(runtime.CACHE, train=train)
@@ -112,7 +112,7 @@ def emnist(train: bool) -> tuple[Tensor, Tensor, str]:
         if found is not None and not target.exists():
             _check_md5(found, tvd.EMNIST.md5)
             storage.write_bytes(target, found.read_bytes())
-        with _download("emnist", [archive]):
+        with download("emnist", [archive]):
             split_ = tvd.EMNIST(runtime.CACHE, split="letters", train=train, download=True)
     return split_.data.transpose(1, 2)[:, None].float() / 255, split_.targets.long() - 1, ""
 
@@ -145,7 +145,7 @@ def _fetch_cifar(train: bool, known: dict[str, str]) -> None:
     """Unpack the archive, or download it, into the cache."""
     archive = find(tvd.CIFAR10.filename, bare=True)
     if archive is None:
-        with _download("cifar10", [f"{_CIFAR}/{file}" for file in known]):
+        with download("cifar10", [f"{_CIFAR}/{file}" for file in known]):
             tvd.CIFAR10(runtime.CACHE, train=train, download=True)
         return
     _check_md5(archive, tvd.CIFAR10.tgz_md5)
