@@ -11,9 +11,7 @@ from torch import Tensor
 from .checks import check_batch, check_choice, check_like, check_map, floor_of, warn_non_finite
 from .passes import plan_passes
 from .paths import column
-from .scores import Model, checked_scores, left_as_found, resolve_target, score_change, target_from
-
-_LEAST_CHANGE = 0.05
+from .scores import LEAST_CHANGE, Model, checked_scores, left_as_found, resolve_target, score_change, target_from
 
 
 class Curves(NamedTuple):
@@ -42,7 +40,7 @@ def completeness_error(
 ) -> Tensor:
     """|Σ A − Δf| / max(|Δf|, 0.05) with Δf = f(x) − f(x'), per image: (B,)."""
     sums, change = _sums(model, inputs, attributions, target, baselines, internal_batch_size, absolute=False)
-    return (sums - change).abs() / change.abs().clamp_min(_LEAST_CHANGE)
+    return (sums - change).abs() / change.abs().clamp_min(LEAST_CHANGE)
 
 
 def cancellation_ratio(

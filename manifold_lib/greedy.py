@@ -7,18 +7,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .paths import Path, polyline
 from .quadrature import empty_sum
-from .scores import Model, score_gradient
+from .scores import LEAST_CHANGE, Model, score_gradient
 
-# coordinates (B, *coordinates) -> the point there, ∂f/∂x at it, and ∂f by coordinate, which is None unless asked for
-Look = Callable[[Tensor, bool], tuple[Tensor, Tensor, Tensor | None]]
-# a point of a path with the gradient there, or None where the rule has no use for it
-Node = tuple[Tensor, Tensor | None]
+# A segment is rough when its error is above this, over the square of their number, of the change of the score: the
+# errors of smooth segments fall faster, so that what is above it is a kink or a jump.
+_ROUGH = 40.0
+_DEEPEST = 6
+
+
+class Node(NamedTuple):
+    """What lies at some coordinates of a path, a row for each image.
+
+    coordinates : (B, *coordinates).
+    point : (B, *shape), the image there.
+    gradient : (B, *shape), ∂f/∂x at it, or None where the rule has no use for it.
+    score : (B,), f at it, or None.
+    """
+
+    coordinates: Tensor
+    point: Tensor
+    gradient: Any = None
+    score: Any = None
+
+
+# images, how often their segments were halved, and the two ends of these
+_Segments = tuple[Tensor, Tensor, Node, Node]
+# look(coordinates, rows, guide): the node at those coordinates of those images, and ∂f by coordinate if asked for
+Look = Callable[[Tensor, Tensor, bool], tuple[Node, Tensor | None]]
 
 
 def greedy_nodes(
@@ -29,21 +51,21 @@ def greedy_nodes(
     Parameters
     ----------
     look : callable
-        What lies at some coordinates: ``look(coordinates, guide)``, called once a node.
+        What lies at some coordinates of some images, called once a node.
     last : bool
         Whether the gradient at the end is wanted; without it, the end is given as its coordinates.
     """
-    displacement = ends - starts
+    displacement, rows = ends - starts, torch.arange(len(ends), device=ends.device)
     # in half precision a step would be lost beside the way so far
     distances = displacement.flatten(1).abs().to(empty_sum(displacement[:1]).dtype)
     progress = torch.zeros_like(distances)
     for step in range(n_steps):
-        point, gradient, guide = look((starts + progress.view_as(starts) * displacement).to(ends.dtype), True)
+        node, guide = look((starts + progress.view_as(starts) * displacement).to(ends.dtype), rows, True)
         assert guide is not None
-        yield point, gradient
+        yield node
         time = (step + 1) / n_steps
         progress = greedy_step(progress, distances, guide.flatten(1), time, fraction=fraction, max_dist=max_dist)
-    yield look(ends, False)[:2] if last else (ends, None)
+    yield look(ends, rows, False)[0] if last else Node(ends, ends)
 
 
 def greedy_step(
@@ -118,16 +140,73 @@ def greedy_groups(
 
 def chord_sum(nodes: Iterable[Node], before: float, after: float) -> Tensor:
     """Σ_k (before · ∇f(p_k) + after · ∇f(p_{k+1})) ⊙ (p_{k+1} − p_k), the nodes taken as they come: (B, *shape)."""
-    total = x = gradient = None
-    for point, slope in nodes:
-        if total is None:
-            total = empty_sum(point)
+    total, here = torch.zeros(()), None
+    for node in nodes:
+        if here is None:
+            total = empty_sum(node.point)
         else:
-            mixed = before * gradient if slope is None else before * gradient + after * slope
-            total += mixed * (point.to(total.dtype) - x)
-        x, gradient = point, slope
-    assert total is not None
+            mixed = before * here.gradient if node.gradient is None else before * here.gradient + after * node.gradient
+            total += mixed * (node.point.to(total.dtype) - here.point)
+        here = node
     return total
+
+
+def refined_sum(nodes: Iterable[Node], look: Look, change: Tensor, n_steps: int, size: int) -> Tensor:
+    """The trapezoid over the nodes, rough segments halved on the way between their coordinates: (B, *shape).
+
+    The scores at the ends tell the error of each segment. Rough ones wait until there are enough for a pass.
+
+    Parameters
+    ----------
+    change : Tensor
+        (B,), |f(x) − f(x')|, of which errors are a share; less than 0.05 counts as 0.05.
+    size : int
+        Points per pass.
+    """
+    bound = _ROUGH / n_steps**2 * change.clamp_min(LEAST_CHANGE)
+    total, here = torch.zeros(()), None
+    waiting: list[_Segments] = []
+    for node in nodes:
+        if here is None:
+            total = empty_sum(node.point)
+            rows = torch.arange(len(total), device=total.device)
+        else:
+            waiting += _add_smooth(total, bound, (rows, torch.zeros_like(rows), here, node))
+            if sum(len(part[0]) for part in waiting) >= size:
+                waiting = _halve(total, bound, waiting, look, size)
+        here = node
+    while waiting:
+        waiting = _halve(total, bound, waiting, look, size)
+    return total
+
+
+def _halve(total: Tensor, bound: Tensor, waiting: list[_Segments], look: Look, size: int) -> list[_Segments]:
+    """Add what is smooth of the halves of some segments; return those that are rough."""
+    rows, depth = (torch.cat([part[i] for part in waiting]) for i in (0, 1))
+    starts, ends = (Node(*map(torch.cat, zip(*(part[i] for part in waiting), strict=True))) for i in (2, 3))
+    rough = []
+    for some in torch.arange(len(rows), device=rows.device).split(size):
+        start, end, own = _rows(starts, some), _rows(ends, some), rows[some]
+        middle, _ = look((start.coordinates + end.coordinates) / 2, own, False)
+        for half in ((start, middle), (middle, end)):
+            rough += _add_smooth(total, bound, (own, depth[some] + 1, *half))
+    return rough
+
+
+def _add_smooth(total: Tensor, bound: Tensor, segments: _Segments) -> list[_Segments]:
+    """Add the segments whose error is within the bound to the sums of their images; return the others, if any."""
+    rows, depth, start, end = segments
+    part = 0.5 * (start.gradient + end.gradient) * (end.point.to(total.dtype) - start.point)
+    error = (end.score - start.score).to(total.dtype) - part.flatten(1).sum(1)
+    rounding = 8 * torch.finfo(end.score.dtype).eps * (end.score.abs() + start.score.abs())
+    # a NaN is no error that halving mends, and neither is rounding
+    rough = (error.abs() > bound[rows] + rounding) & (depth < _DEEPEST)
+    total.index_add_(0, rows[~rough], part[~rough])
+    return [(rows[rough], depth[rough], _rows(start, rough), _rows(end, rough))] if rough.any() else []
+
+
+def _rows(node: Node, chosen: Tensor) -> Node:
+    return Node(*(part[chosen] for part in node))
 
 
 def ticked(nodes: Iterable[Node], bar: Iterator[int]) -> Iterator[Node]:
@@ -135,6 +214,13 @@ def ticked(nodes: Iterable[Node], bar: Iterator[int]) -> Iterator[Node]:
     for node in nodes:
         next(bar, None)
         yield node
+
+
+def stacked(nodes: Iterable[Node]) -> tuple[Tensor, Tensor]:
+    """Points and gradients of all nodes: (B, T, *shape) each."""
+    kept = [(node.point, node.gradient) for node in nodes]
+    points, gradients = zip(*kept, strict=True)
+    return torch.stack(points, 1), torch.stack(gradients, 1)
 
 
 def known_path(points: Tensor, gradients: Tensor, target: Tensor | None, model: Model) -> Path:

@@ -23,6 +23,8 @@ class KLAutoencoder(nn.Module):
         In eval mode; or anything else whose ``encode(x).latent_dist.mean`` and ``decode(z).sample`` are tensors.
     """
 
+    autoencoder: Any
+
     def __init__(self, autoencoder: nn.Module) -> None:
         super().__init__()
         self.autoencoder = autoencoder

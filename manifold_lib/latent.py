@@ -18,10 +18,10 @@ from .geodesics import geodesic
 from .passes import plan_passes
 from .paths import Path, path_starts, straight_path
 from .quadrature import METHODS, line_integral, mean_gradient, rule
-from .scores import Model, left_as_found, resolve_target, score_change
+from .scores import LEAST_CHANGE, Model, left_as_found, resolve_target, score_change
 from .tangent import check_mode
 
-_BRIDGE_STEPS = 16
+_BRIDGE_STEPS, _MISSED = 16, 0.01
 
 
 def enhanced_ig(
@@ -240,6 +240,20 @@ def bridges(
     if create_graph:
         rows = torch.arange(len(inputs), device=inputs.device)
         starts = curve.at(rows, inputs.new_zeros(len(inputs)))
-    options = {"method": "gausslegendre", "n_steps": _BRIDGE_STEPS, "size": size, "create_graph": create_graph}
-    first = line_integral(model, straight_path(starts, baselines), target, **options)
-    return first + line_integral(model, straight_path(inputs, curve.end), target, **options)
+    first = _bridge(model, baselines, starts, target, size, create_graph)
+    return first + _bridge(model, curve.end, inputs, target, size, create_graph)
+
+
+def _bridge(model: Model, start: Tensor, end: Tensor, target: Tensor | None, size: int, create_graph: bool) -> Tensor:
+    """The integral along a straight line; where 16 nodes missed a jump of the score, by four times as many."""
+    options = {"method": "gausslegendre", "size": size, "create_graph": create_graph}
+    found = line_integral(model, straight_path(end, start), target, n_steps=_BRIDGE_STEPS, **options)
+    if create_graph:
+        return found
+    change = score_change(model, end, start, target, size)
+    missed = (found.flatten(1).sum(1) - change).abs() > _MISSED * change.abs().clamp_min(LEAST_CHANGE)
+    if missed.any():
+        own = None if target is None else target[missed]
+        again = straight_path(end[missed], start[missed])
+        found[missed] = line_integral(model, again, own, n_steps=4 * _BRIDGE_STEPS, **options)
+    return found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import runtime
 from .checks import check_batch, check_count, check_like, check_share, warn_non_finite
-from .greedy import Look, Node, chord_sum, greedy_groups, greedy_nodes, known_path, ticked
+from .greedy import Look, Node, chord_sum, greedy_groups, greedy_nodes, known_path, refined_sum, stacked, ticked
 from .latent import bridges, decoded_path, decoder_of, encode
 from .passes import plan_passes
 from .paths import Path, straight_path
@@ -21,6 +21,7 @@ from .scores import (
     check_differentiable,
     left_as_found,
     resolve_target,
+    score_and_gradient,
     score_change,
     score_gradient,
     select,
@@ -60,7 +61,8 @@ def ma_gig(
     baselines : Tensor, float or None
         (B, *shape), (1, *shape), a number, or None for zeros: encoded like the inputs.
     n_steps : int
-        Segments of the path, each with a decode and a gradient of its own.
+        Segments of the path, each with a decode and a gradient of its own. Rough ones are halved as by
+        :func:`manifold_lib.guided_ig`, between their latents.
     fraction : float
         In (0, 1], share of the latents that move together. With 1 the path is the straight latent line.
     bridge : bool
@@ -84,25 +86,26 @@ def ma_gig(
         model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         decode, starts, ends = _coded(vae, inputs, baselines, size)
+        change = score_change(model, inputs, baselines, classes, size)
         chunks, parts = torch.arange(len(inputs), device=inputs.device).split(size), []
         bar = iter(runtime.progress_bar(range(len(chunks) * (n_steps + 1)), show=progress, desc="ma_gig"))
         for rows in chunks:
             own = None if classes is None else classes[rows]
-            look, raw = _seen(model, decode, own), (model, baselines[rows], inputs[rows], own)
+            look, ends_of = _seen(model, decode, own), (starts[rows], ends[rows], n_steps, fraction)
             if published:
-                nodes = _released_nodes(look, starts[rows], ends[rows], n_steps, fraction)
-                nodes = _anchored(nodes, *raw, instead=True, last=False)
+                nodes = _released_nodes(look, *ends_of)
+                nodes = _anchored(nodes, model, baselines[rows], inputs[rows], own, instead=True, last=False)
                 parts.append(chord_sum(ticked(nodes, bar), 1.0, 0.0))
             else:
-                nodes = greedy_nodes(look, starts[rows], ends[rows], n_steps, fraction)
-                parts.append(chord_sum(ticked(nodes, bar), 0.5, 0.5))
+                nodes = ticked(greedy_nodes(look, *ends_of), bar)
+                parts.append(refined_sum(nodes, look, change[rows].abs(), n_steps, size))
         next(bar, None)
         attributions = torch.cat(parts).to(inputs.dtype)
         if bridge and not published:
             line = decoded_path(decode, straight_path(ends, starts), size)
             attributions = attributions + bridges(model, inputs, baselines, line, classes, size)
         if return_convergence_delta:
-            delta = attributions.flatten(1).sum(1) - score_change(model, inputs, baselines, classes, size)
+            delta = attributions.flatten(1).sum(1) - change
     warn_non_finite(attributions, "ma_gig")
     return attributions if delta is None else (attributions, delta)
 
@@ -137,8 +140,7 @@ def ma_gig_path(
             inner = _released_nodes if published else greedy_nodes
             nodes = inner(_seen(model, decode, own), starts[rows], ends[rows], n_steps, fraction)
             anchored = _anchored(nodes, model, baselines[rows], inputs[rows], own, instead=published)
-            points, gradients = zip(*anchored, strict=True)
-            kept.append((torch.stack(points, 1), torch.stack(gradients, 1)))
+            kept.append(stacked(anchored))
     points, gradients = (torch.cat(part) for part in zip(*kept, strict=True))
     return known_path(points, gradients, classes, explained)
 
@@ -153,20 +155,22 @@ def _coded(vae: Any, inputs: Tensor, baselines: Tensor, size: int) -> tuple[Call
 def _seen(model: Model, decode: Callable[[Tensor], Tensor], target: Tensor | None) -> Look:
     """Point p = D(z), ∇f(p) and g = J_D(z)ᵀ ∇f(p), from one pass forward and one backward."""
 
-    def look(latents: Tensor, guide: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    def look(latents: Tensor, rows: Tensor, guide: bool) -> tuple[Node, Tensor | None]:
+        own = None if target is None else target[rows]
         if not guide:
             with torch.no_grad():
                 point = decode(latents.clone())
-            return point, score_gradient(model, point, target), None
+            value, gradient = score_and_gradient(model, point, own)
+            return Node(latents, point, gradient, value), None
         with torch.enable_grad():
-            latents = latents.detach().requires_grad_()
-            point = decode(latents.clone())
+            coordinates = latents.detach().requires_grad_()
+            point = decode(coordinates.clone())
             if not point.requires_grad:
                 raise ValueError("vae: what decode gives does not depend on the latents differentiably")
-            values = select(model(point.clone()), target)
+            values = select(model(point.clone()), own)
             check_differentiable(values)
-            gradient, guidance = torch.autograd.grad(values, (point, latents), torch.ones_like(values))
-        return point.detach(), gradient, guidance
+            gradient, guidance = torch.autograd.grad(values, (point, coordinates), torch.ones_like(values))
+        return Node(latents, point.detach(), gradient, values.detach()), guidance
 
     return look
 
@@ -174,11 +178,11 @@ def _seen(model: Model, decode: Callable[[Tensor], Tensor], target: Tensor | Non
 def _released_nodes(look: Look, starts: Tensor, ends: Tensor, n_steps: int, fraction: float) -> Iterator[Node]:
     """The n_steps decoded points of the released path; the way left after step k is 1 − (k + 1) / (n_steps + 1)."""
     goal = ends.flatten(1).to(empty_sum(ends[:1]).dtype)
-    current = starts.flatten(1).to(goal.dtype)
+    current, rows = starts.flatten(1).to(goal.dtype), torch.arange(len(ends), device=ends.device)
     whole_way = (goal - current).abs().sum(1, keepdim=True)
     for step in range(n_steps):
-        point, gradient, guide = look(current.view_as(starts).to(starts.dtype), step < n_steps - 1)
-        yield point, gradient
+        node, guide = look(current.view_as(starts).to(starts.dtype), rows, step < n_steps - 1)
+        yield node
         if guide is not None:
             left = whole_way * (1 - (step + 1) / (n_steps + 1))
             current = _released_step(current, goal, guide.flatten(1), left, fraction)
@@ -219,9 +223,9 @@ def _anchored(
     last: bool = True,
 ) -> Iterator[Node]:
     """The nodes between the raw baseline, which may take the place of the first, and the raw input."""
-    yield baselines, score_gradient(model, baselines, target)
+    yield Node(baselines, baselines, score_gradient(model, baselines, target))
     yield from itertools.islice(nodes, int(instead), None)
-    yield inputs, score_gradient(model, inputs, target) if last else None
+    yield Node(inputs, inputs, score_gradient(model, inputs, target) if last else None)
 
 
 def _check(inputs: Tensor, baselines: Tensor | float | None, n_steps: int, fraction: float) -> Tensor:

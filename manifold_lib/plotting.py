@@ -17,7 +17,7 @@ WIDTH = 7.0  # inches: a text-wide figure of a two-column paper
 
 _PALETTE = sns.color_palette("colorblind", 10)
 _DARK = sns.color_palette("dark", 10)  # for the baselines of Integrated Gradients
-_BRIGHT = sns.color_palette("bright", 10)  # for what notebook 04 compares
+_BRIGHT = sns.color_palette("bright", 10)  # for what notebooks 04 and 05 compare
 COLOURS = {
     "gradient": _PALETTE[0],
     "SmoothGrad": _PALETTE[2],
@@ -42,6 +42,7 @@ COLOURS = {
     "Enhanced IG (k-NN)": _BRIGHT[1],
     "Guided IG": _BRIGHT[8],
     "Occlusion": _BRIGHT[5],
+    "MA-GIG": _BRIGHT[2],
 }
 _DASHES = {
     "SmoothGrad": "--",

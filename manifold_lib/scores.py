@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 Model = Callable[[Tensor], Tensor]
 
+# a change of the score that is smaller is taken for this one where errors are given as a share of it
+LEAST_CHANGE = 0.05
+
 
 @contextlib.contextmanager
 def left_as_found(model: Model, inputs: Tensor, *, warn: bool = True) -> Iterator[None]:

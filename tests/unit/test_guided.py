@@ -232,3 +232,46 @@ def test_gradients_of_another_model_are_not_taken_for_its_own():
     bare = dataclasses.replace(path, gradients=None)
     close(ml.integrate(second, path, 1, n_steps=12), ml.integrate(second, bare, 1, n_steps=12), 1e-12)
     assert ml.integrate(first, path, 1, n_steps=12, create_graph=True).requires_grad
+
+
+def kinked(x):
+    """A score with a steep stretch that a path of 200 steps runs through in one or two of them."""
+    s = x.flatten(1).sum(1)
+    return torch.stack([s.clamp(2.0, 2.02) * 50 + 0.1 * s**2, -s], 1)
+
+
+def test_rough_segments_are_halved_and_smooth_ones_are_not():
+    inputs = images(3)[:2] + 0.2
+    plain = ml.integrate(kinked, ml.guided_path(kinked, inputs, 0, n_steps=200), 0, n_steps=200)
+    counting = Counting(kinked)
+    found, delta = ml.guided_ig(counting, inputs, 0, return_convergence_delta=True, internal_batch_size=2)
+    change = kinked(inputs)[:, 0] - kinked(0 * inputs)[:, 0]
+    assert ((plain.flatten(1).sum(1) - change) / change).abs().min() > 0.01
+    assert (delta / change).abs().max() < 0.005
+    assert 2 * 201 < counting.gradient_rows < 2 * 220 and counting.largest <= 2
+
+
+def test_a_jump_of_the_score_and_rounding_end_the_halving():
+    inputs = images(3)[:2] + 0.2
+
+    def jump(x):
+        s = x.flatten(1).sum(1)
+        return torch.stack([s + 5.0 * (s > 2), -s], 1)
+
+    counting = Counting(jump)
+    ml.guided_ig(counting, inputs, 0, n_steps=50, internal_batch_size=2)
+    assert counting.gradient_rows <= 2 * (51 + 6)
+
+    def coarse(x):
+        return jump(x) + 1e6
+
+    counting = Counting(coarse)
+    ml.guided_ig(counting, inputs.float(), 0, n_steps=50, internal_batch_size=2)
+    assert counting.gradient_rows <= 2 * (51 + 20)
+
+
+def test_the_left_rule_stays_the_released_one():
+    inputs = images(3)[:2] + 0.2
+    counting = Counting(kinked)
+    ml.guided_ig(counting, inputs, 0, method="left", internal_batch_size=2)
+    assert counting.gradient_rows == 2 * 200

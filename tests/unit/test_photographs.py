@@ -11,7 +11,7 @@ import torchvision.datasets as tvd
 from PIL import Image
 
 import manifold_lib as ml
-from manifold_lib import photos, storage, training
+from manifold_lib import photographs, storage, training
 from manifold_lib.archives import DataNotFound
 
 COLOURS = {"Beagle": (200, 30, 30), "great_dane": (30, 200, 30), "Sphynx": (30, 30, 200)}
@@ -52,24 +52,24 @@ def flowers(given):
 
 
 def test_a_twentieth_of_the_pets_is_held_out(pets):
-    held, rest = photos.find_photos("pets"), photos.find_photos("pets", train=True)
+    held, rest = photographs.find_photos("pets"), photographs.find_photos("pets", train=True)
     assert len(held.files) == 3 and len(rest.files) == 57 and not set(held.files) & set(rest.files)
     assert held.classes == rest.classes == ("Beagle", "Sphynx", "great_dane")
     for file, label in zip(rest.files, rest.labels, strict=True):
         assert file.stem.startswith(rest.classes[label])
-    assert photos.find_photos("pets").files == held.files
+    assert photographs.find_photos("pets").files == held.files
 
 
 def test_flowers_come_in_the_order_of_their_split(flowers):
-    held = photos.find_photos("flowers")
+    held = photographs.find_photos("flowers")
     assert [file.name for file in held.files] == ["image_00005.jpg", "image_00002.jpg", "image_00006.jpg"]
     assert held.labels.tolist() == [0, 0, 2] and len(held.classes) == 3
-    assert photos.find_photos("flowers", train=True).labels.tolist() == [1, 2]
+    assert photographs.find_photos("flowers", train=True).labels.tolist() == [1, 2]
 
 
 def test_photos_are_resized_without_their_aspect(pets):
-    found = photos.find_photos("pets", train=True)
-    images = photos.read_photos(found, range(4), size=24)
+    found = photographs.find_photos("pets", train=True)
+    images = photographs.read_photos(found, range(4), size=24)
     assert images.shape == (4, 3, 24, 24) and images.min() >= 0 and images.max() <= 1
     for image, label in zip(images, found.labels, strict=False):
         expected = COLOURS[found.classes[label]]
@@ -77,10 +77,10 @@ def test_photos_are_resized_without_their_aspect(pets):
 
 
 def test_a_damaged_photo_is_named(pets):
-    found = photos.find_photos("pets")
+    found = photographs.find_photos("pets")
     found.files[1].write_bytes(found.files[1].read_bytes()[:40])
     with pytest.raises(storage.CorruptFile, match=found.files[1].name):
-        photos.read_photos(found, range(3))
+        photographs.read_photos(found, range(3))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_missing_photos_say_what_where_and_two_ways(given, monkeypatch, name, da
 
     monkeypatch.setattr(tvd, dataset, unreachable)
     with pytest.raises(DataNotFound) as caught:
-        photos.find_photos(name)
+        photographs.find_photos(name)
     message = str(caught.value)
     assert all(word in message for word in (name, place, "MANIFOLD_DATA", str(given), "data/cache"))
 
@@ -103,22 +103,22 @@ def test_missing_weights_say_so(monkeypatch):
 
     monkeypatch.setattr(torchvision.models, "get_model", unreachable)
     with pytest.raises(DataNotFound, match="resnet18: torchvision could not download"):
-        photos.photo_network("resnet18", 3)
+        photographs.photo_network("resnet18", 3)
     with pytest.raises(ValueError, match="name"):
-        photos.photo_network("resnet19", 3)
+        photographs.photo_network("resnet19", 3)
     with pytest.raises(ValueError, match="name"):
-        photos.find_photos("cats")
+        photographs.find_photos("cats")
 
 
-@pytest.mark.parametrize("name", photos.NETWORKS)
+@pytest.mark.parametrize("name", photographs.NETWORKS)
 def test_the_heads_are_the_released_ones(name):
     torch.manual_seed(0)
-    model = photos.photo_network(name, 7, pretrained=False)
+    model = photographs.photo_network(name, 7, pretrained=False)
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         scores = model(images)
     assert scores.shape == (2, 7) and not model.training
-    kinds = [type(part).__name__ for part in getattr(model[1], photos.NETWORKS[name]).modules()]
+    kinds = [type(part).__name__ for part in getattr(model[1], photographs.NETWORKS[name]).modules()]
     wanted = ["Sequential", "Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear"] if name == "vgg16" else ["Linear"]
     assert kinds == wanted
     maps = ml.integrated_gradients(model, images, 3, n_steps=2)  # its first layer is in place
@@ -126,25 +126,25 @@ def test_the_heads_are_the_released_ones(name):
 
 
 def test_a_head_is_fitted_once_and_then_read(pets, monkeypatch):
-    built = functools.partial(photos.photo_network, pretrained=False)
+    built = functools.partial(photographs.photo_network, pretrained=False)
 
     def network(name, n_classes):
         torch.manual_seed(0)
         return built(name, n_classes)
 
-    monkeypatch.setattr(photos, "photo_network", network)
-    original, fitted = photos.fit_head, []
+    monkeypatch.setattr(photographs, "photo_network", network)
+    original, fitted = photographs.fit_head, []
 
     def quickly(model, found, **options):
         fitted.append(len(found.files))
         original(model, found, size=32, epochs=25, **options)
 
-    monkeypatch.setattr(photos, "fit_head", quickly)
-    first = photos.photo_classifier("pets", "resnet18")
-    again = photos.photo_classifier("pets", "resnet18")
+    monkeypatch.setattr(photographs, "fit_head", quickly)
+    first = photographs.photo_classifier("pets", "resnet18")
+    again = photographs.photo_classifier("pets", "resnet18")
     assert fitted == [57]
-    found = photos.find_photos("pets", train=True)
-    images = photos.read_photos(found, range(57), size=32)
+    found = photographs.find_photos("pets", train=True)
+    images = photographs.read_photos(found, range(57), size=32)
     assert training.accuracy(first, images, found.labels) > 0.8
     torch.testing.assert_close(again(images[:4]), first(images[:4]), atol=2e-2, rtol=1e-2)
     assert not again.training and not any(parameter.requires_grad for parameter in again.parameters())
