@@ -128,8 +128,10 @@ def diffid(
     check_batch(inputs)
     check_map(attributions, inputs)
     n_entries = inputs[0].numel()
-    # seven digits, since 0.7 in single precision is below 0.7
-    shares = [int(round(share, 7) * n_entries) / n_entries for share in check_ratios(ratios)]
+    shares = check_ratios(ratios)
+    if isinstance(ratios, Tensor) and ratios.dtype != torch.float64:
+        shares = [round(share, 7) for share in shares]  # 0.7 in single precision is below 0.7
+    shares = [int(share * n_entries) / n_entries for share in shares]
     curves = insertion_deletion(
         model,
         inputs,

@@ -39,18 +39,25 @@ class Node(NamedTuple):
 
 # images, how often their segments were halved, and the two ends of these
 _Segments = tuple[Tensor, Tensor, Node, Node]
-# look(coordinates, rows, guide): the node at those coordinates of those images, and ∂f by coordinate if asked for
-Look = Callable[[Tensor, Tensor, bool], tuple[Node, Tensor | None]]
+# evaluate(coordinates, rows, guide): the node at those coordinates of those images, and ∂f by coordinate if asked for
+Evaluate = Callable[[Tensor, Tensor, bool], tuple[Node, Tensor | None]]
 
 
 def greedy_nodes(
-    look: Look, starts: Tensor, ends: Tensor, n_steps: int, fraction: float, max_dist: float = 1.0, *, last: bool = True
+    evaluate: Evaluate,
+    starts: Tensor,
+    ends: Tensor,
+    n_steps: int,
+    fraction: float,
+    max_dist: float = 1.0,
+    *,
+    last: bool = True,
 ) -> Iterator[Node]:
     """The n_steps + 1 nodes of the greedy path from ``starts`` to ``ends`` (B, *coordinates).
 
     Parameters
     ----------
-    look : callable
+    evaluate : callable
         What lies at some coordinates of some images, called once a node.
     last : bool
         Whether the gradient at the end is wanted; without it, the end is given as its coordinates.
@@ -60,12 +67,12 @@ def greedy_nodes(
     distances = displacement.flatten(1).abs().to(empty_sum(displacement[:1]).dtype)
     progress = torch.zeros_like(distances)
     for step in range(n_steps):
-        node, guide = look((starts + progress.view_as(starts) * displacement).to(ends.dtype), rows, True)
+        node, guide = evaluate((starts + progress.view_as(starts) * displacement).to(ends.dtype), rows, True)
         assert guide is not None
         yield node
         time = (step + 1) / n_steps
         progress = greedy_step(progress, distances, guide.flatten(1), time, fraction=fraction, max_dist=max_dist)
-    yield look(ends, rows, False)[0] if last else Node(ends, ends)
+    yield evaluate(ends, rows, False)[0] if last else Node(ends, ends)
 
 
 def greedy_step(
@@ -151,10 +158,10 @@ def chord_sum(nodes: Iterable[Node], before: float, after: float) -> Tensor:
     return total
 
 
-def refined_sum(nodes: Iterable[Node], look: Look, change: Tensor, n_steps: int, size: int) -> Tensor:
+def refined_sum(nodes: Iterable[Node], evaluate: Evaluate, change: Tensor, n_steps: int, size: int) -> Tensor:
     """The trapezoid over the nodes, rough segments halved on the way between their coordinates: (B, *shape).
 
-    The scores at the ends tell the error of each segment. Rough ones wait until there are enough for a pass.
+    The scores at its ends tell the error of each segment. Rough ones wait until there are enough for a pass.
 
     Parameters
     ----------
@@ -164,6 +171,8 @@ def refined_sum(nodes: Iterable[Node], look: Look, change: Tensor, n_steps: int,
         Points per pass.
     """
     bound = _ROUGH / n_steps**2 * change.clamp_min(LEAST_CHANGE)
+    # a score full of noise has no smooth half: no image gets more halvings than it has steps
+    spare = torch.full_like(bound, n_steps, dtype=torch.int64)
     total, here = torch.zeros(()), None
     waiting: list[_Segments] = []
     for node in nodes:
@@ -171,36 +180,46 @@ def refined_sum(nodes: Iterable[Node], look: Look, change: Tensor, n_steps: int,
             total = empty_sum(node.point)
             rows = torch.arange(len(total), device=total.device)
         else:
-            waiting += _add_smooth(total, bound, (rows, torch.zeros_like(rows), here, node))
-            if sum(len(part[0]) for part in waiting) >= size:
-                waiting = _halve(total, bound, waiting, look, size)
+            waiting += _add_smooth(total, bound, spare, (rows, torch.zeros_like(rows), here, node))
+            _halve(total, bound, spare, waiting, evaluate, size, least=size)
         here = node
-    while waiting:
-        waiting = _halve(total, bound, waiting, look, size)
+    _halve(total, bound, spare, waiting, evaluate, size, least=1)
     return total
 
 
-def _halve(total: Tensor, bound: Tensor, waiting: list[_Segments], look: Look, size: int) -> list[_Segments]:
-    """Add what is smooth of the halves of some segments; return those that are rough."""
-    rows, depth = (torch.cat([part[i] for part in waiting]) for i in (0, 1))
-    starts, ends = (Node(*map(torch.cat, zip(*(part[i] for part in waiting), strict=True))) for i in (2, 3))
-    rough = []
-    for some in torch.arange(len(rows), device=rows.device).split(size):
-        start, end, own = _rows(starts, some), _rows(ends, some), rows[some]
-        middle, _ = look((start.coordinates + end.coordinates) / 2, own, False)
-        for half in ((start, middle), (middle, end)):
-            rough += _add_smooth(total, bound, (own, depth[some] + 1, *half))
-    return rough
+def _halve(
+    total: Tensor,
+    bound: Tensor,
+    spare: Tensor,
+    waiting: list[_Segments],
+    evaluate: Evaluate,
+    size: int,
+    *,
+    least: int,
+) -> None:
+    """Halve the segments that wait, the last ones first so that few ever do, while there are ``least`` of them."""
+    while sum(len(segments[0]) for segments in waiting) >= least:
+        taken = [waiting.pop()]
+        while waiting and sum(len(segments[0]) for segments in taken) < size:
+            taken.append(waiting.pop())
+        rows, depth = (torch.cat([part[i] for part in taken]) for i in (0, 1))
+        starts, ends = (Node(*map(torch.cat, zip(*(part[i] for part in taken), strict=True))) for i in (2, 3))
+        for some in torch.arange(len(rows), device=rows.device).split(size):
+            start, end, own = _rows(starts, some), _rows(ends, some), rows[some]
+            middle, _ = evaluate((start.coordinates + end.coordinates) / 2, own, False)
+            for half in ((start, middle), (middle, end)):
+                waiting += _add_smooth(total, bound, spare, (own, depth[some] + 1, *half))
 
 
-def _add_smooth(total: Tensor, bound: Tensor, segments: _Segments) -> list[_Segments]:
+def _add_smooth(total: Tensor, bound: Tensor, spare: Tensor, segments: _Segments) -> list[_Segments]:
     """Add the segments whose error is within the bound to the sums of their images; return the others, if any."""
     rows, depth, start, end = segments
     part = 0.5 * (start.gradient + end.gradient) * (end.point.to(total.dtype) - start.point)
     error = (end.score - start.score).to(total.dtype) - part.flatten(1).sum(1)
     rounding = 8 * torch.finfo(end.score.dtype).eps * (end.score.abs() + start.score.abs())
     # a NaN is no error that halving mends, and neither is rounding
-    rough = (error.abs() > bound[rows] + rounding) & (depth < _DEEPEST)
+    rough = (error.abs() > bound[rows] + rounding) & (depth < _DEEPEST) & (spare[rows] > 0)
+    spare.index_add_(0, rows, -rough.to(spare.dtype))
     total.index_add_(0, rows[~rough], part[~rough])
     return [(rows[rough], depth[rough], _rows(start, rough), _rows(end, rough))] if rough.any() else []
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import runtime
 from .checks import check_batch, check_choice, check_count, check_like, check_share, warn_non_finite
-from .greedy import Look, Node, chord_sum, greedy_nodes, known_path, refined_sum, stacked, ticked
+from .greedy import Evaluate, Node, chord_sum, greedy_nodes, known_path, refined_sum, stacked, ticked
 from .passes import plan_passes
 from .paths import Path, column
 from .quadrature import empty_sum
@@ -55,7 +55,8 @@ def guided_ig(
     method : {"trapezoid", "left", "right"}
         The left rule is the released algorithm; the trapezoid takes one gradient more and is of second order. It
         halves the few segments that are rough, whose error, known from the scores at their ends, is above
-        40 / n_steps² of the change of the score: kinks, which more steps would hardly mend.
+        40 / n_steps² of the change of the score: kinks, which more steps would hardly mend. That costs at most
+        n_steps gradients more, on the zoo's networks a fifth of that.
     internal_batch_size : int, optional
         Images (times pieces) per pass through the model.
 
@@ -81,10 +82,10 @@ def guided_ig(
             own = None if classes is None else classes[images]
             starts, ends = _piece(inputs[images], baselines[images], chunk % n_pieces, n_pieces)
             free = 1.0 if anchors else max_dist
-            look = _seen(model, own)
-            nodes = ticked(greedy_nodes(look, starts, ends, n_steps, fraction, free, last=after > 0), bar)
+            evaluate = _evaluator(model, own)
+            nodes = ticked(greedy_nodes(evaluate, starts, ends, n_steps, fraction, free, last=after > 0), bar)
             if method == "trapezoid":
-                found = refined_sum(nodes, look, change[images].abs(), n_steps * n_pieces, size)
+                found = refined_sum(nodes, evaluate, change[images].abs(), n_steps * n_pieces, size)
             else:
                 found = chord_sum(nodes, before, after)
             sums.index_add_(0, images, found)
@@ -119,20 +120,20 @@ def guided_path(
         classes = resolve_target(model, inputs, target, size)
         for images in torch.arange(len(inputs), device=inputs.device).split(size):
             own = None if classes is None else classes[images]
-            nodes = greedy_nodes(_seen(model, own), baselines[images], inputs[images], n_steps, fraction, max_dist)
+            nodes = greedy_nodes(_evaluator(model, own), baselines[images], inputs[images], n_steps, fraction, max_dist)
             parts.append(stacked(nodes))
     points, gradients = (torch.cat(part) for part in zip(*parts, strict=True))
     return known_path(points, gradients, classes, explained)
 
 
-def _seen(model: Model, target: Tensor | None) -> Look:
+def _evaluator(model: Model, target: Tensor | None) -> Evaluate:
     """Pixels are their own coordinates, and the gradient is the guide."""
 
-    def look(points: Tensor, rows: Tensor, guide: bool) -> tuple[Node, Tensor | None]:
+    def evaluate(points: Tensor, rows: Tensor, guide: bool) -> tuple[Node, Tensor | None]:
         value, gradient = score_and_gradient(model, points, None if target is None else target[rows])
         return Node(points, points, gradient, value), gradient if guide else None
 
-    return look
+    return evaluate
 
 
 def _piece(inputs: Tensor, baselines: Tensor, index: Tensor, n_pieces: int) -> tuple[Tensor, Tensor]:

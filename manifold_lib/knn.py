@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .bridges import bridges
 from .checks import check_batch, check_choice, check_count, check_like, warn_non_finite
 from .edges import Graph, edge_integrals, refine
 from .graph import Indices, nearest_nodes, neighbour_edges, shortest_paths, walk_back
-from .latent import bridges, decoder_of, encode
+from .latent import decoder_of, encode
 from .passes import plan_passes
 from .paths import column
 from .quadrature import empty_sum

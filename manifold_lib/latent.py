@@ -12,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .bridges import bridges
 from .checks import check_batch, check_choice, check_count, check_like, warn_non_finite
 from .curves import spline_path
 from .geodesics import geodesic
 from .passes import plan_passes
-from .paths import Path, path_starts, straight_path
+from .paths import Path, straight_path
 from .quadrature import METHODS, line_integral, mean_gradient, rule
-from .scores import LEAST_CHANGE, Model, left_as_found, resolve_target, score_change
+from .scores import Model, left_as_found, resolve_target, score_change
 from .tangent import check_mode
-
-_BRIDGE_STEPS, _MISSED = 16, 0.01
 
 
 def enhanced_ig(
@@ -223,37 +222,3 @@ def decoded_path(decode: Callable[[Tensor], Tensor], latent_path: Path, size: in
     assert latent_path.end is not None
     end = torch.cat([decode(chunk.clone()) for chunk in latent_path.end.split(size)])
     return Path(at, end=end)
-
-
-def bridges(
-    model: Model,
-    inputs: Tensor,
-    baselines: Tensor,
-    curve: Path,
-    target: Tensor | None,
-    size: int,
-    create_graph: bool = False,
-) -> Tensor:
-    """Integrals along the straight lines from the baselines to the curve's starts and from its ends to the inputs."""
-    assert curve.end is not None
-    starts = path_starts(curve, size)
-    if create_graph:
-        rows = torch.arange(len(inputs), device=inputs.device)
-        starts = curve.at(rows, inputs.new_zeros(len(inputs)))
-    first = _bridge(model, baselines, starts, target, size, create_graph)
-    return first + _bridge(model, curve.end, inputs, target, size, create_graph)
-
-
-def _bridge(model: Model, start: Tensor, end: Tensor, target: Tensor | None, size: int, create_graph: bool) -> Tensor:
-    """The integral along a straight line; where 16 nodes missed a jump of the score, by four times as many."""
-    options = {"method": "gausslegendre", "size": size, "create_graph": create_graph}
-    found = line_integral(model, straight_path(end, start), target, n_steps=_BRIDGE_STEPS, **options)
-    if create_graph:
-        return found
-    change = score_change(model, end, start, target, size)
-    missed = (found.flatten(1).sum(1) - change).abs() > _MISSED * change.abs().clamp_min(LEAST_CHANGE)
-    if missed.any():
-        own = None if target is None else target[missed]
-        again = straight_path(end[missed], start[missed])
-        found[missed] = line_integral(model, again, own, n_steps=4 * _BRIDGE_STEPS, **options)
-    return found

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from . import runtime
+from .bridges import bridges
 from .checks import check_batch, check_count, check_like, check_share, warn_non_finite
-from .greedy import Look, Node, chord_sum, greedy_groups, greedy_nodes, known_path, refined_sum, stacked, ticked
-from .latent import bridges, decoded_path, decoder_of, encode
+from .greedy import Evaluate, Node, chord_sum, greedy_groups, greedy_nodes, known_path, refined_sum, stacked, ticked
+from .latent import decoded_path, decoder_of, encode
 from .passes import plan_passes
 from .paths import Path, straight_path
 from .quadrature import empty_sum
@@ -29,6 +30,7 @@ from .scores import (
 
 # as in the released code: nearer than this a latent has arrived; more parallel than this, slerp is lerp
 _ARRIVED, _PARALLEL = 1e-9, 0.9995
+_DETACHED = "what decode gives does not depend on the latents differentiably"
 
 
 def ma_gig(
@@ -71,7 +73,8 @@ def ma_gig(
     published : bool
         The released formula for the record: left rule; the raw baseline and input in the place of the first and the
         last decoded point, with no bridges; the last group moved along a great circle (slerp), which keeps neither
-        the L1 schedule nor the box between the ends; and n_steps + 1 in the place of n_steps in the schedule.
+        the L1 schedule nor the box between the ends; and a schedule for N = n_steps + 1 points, of which step k
+        (from 0) leaves 1 − (k + 1) / N of the way. ``bridge`` is then not used.
     internal_batch_size : int, optional
         Images per pass through decoder and model.
 
@@ -85,24 +88,26 @@ def ma_gig(
     with left_as_found(model, inputs):
         model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
-        decode, starts, ends = _coded(vae, inputs, baselines, size)
+        decode, starts, ends = _encode_ends(vae, inputs, baselines, size)
+        size = _points_per_pass(model, decode, starts, n_steps, size, internal_batch_size)
         change = score_change(model, inputs, baselines, classes, size)
         chunks, parts = torch.arange(len(inputs), device=inputs.device).split(size), []
         bar = iter(runtime.progress_bar(range(len(chunks) * (n_steps + 1)), show=progress, desc="ma_gig"))
         for rows in chunks:
             own = None if classes is None else classes[rows]
-            look, ends_of = _seen(model, decode, own), (starts[rows], ends[rows], n_steps, fraction)
+            evaluate, ends_of = _evaluator(model, decode, own), (starts[rows], ends[rows], n_steps, fraction)
             if published:
-                nodes = _released_nodes(look, *ends_of)
+                nodes = _released_nodes(evaluate, *ends_of)
                 nodes = _anchored(nodes, model, baselines[rows], inputs[rows], own, instead=True, last=False)
                 parts.append(chord_sum(ticked(nodes, bar), 1.0, 0.0))
             else:
-                nodes = ticked(greedy_nodes(look, *ends_of), bar)
-                parts.append(refined_sum(nodes, look, change[rows].abs(), n_steps, size))
+                nodes = ticked(greedy_nodes(evaluate, *ends_of), bar)
+                parts.append(refined_sum(nodes, evaluate, change[rows].abs(), n_steps, size))
         next(bar, None)
         attributions = torch.cat(parts).to(inputs.dtype)
         if bridge and not published:
-            line = decoded_path(decode, straight_path(ends, starts), size)
+            with torch.no_grad():
+                line = decoded_path(decode, straight_path(ends, starts), size)
             attributions = attributions + bridges(model, inputs, baselines, line, classes, size)
         if return_convergence_delta:
             delta = attributions.flatten(1).sum(1) - change
@@ -134,28 +139,42 @@ def ma_gig_path(
     with left_as_found(model, inputs):
         model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
-        decode, starts, ends = _coded(vae, inputs, baselines, size)
+        decode, starts, ends = _encode_ends(vae, inputs, baselines, size)
+        size = _points_per_pass(model, decode, starts, n_steps, size, internal_batch_size)
         for rows in torch.arange(len(inputs), device=inputs.device).split(size):
             own = None if classes is None else classes[rows]
             inner = _released_nodes if published else greedy_nodes
-            nodes = inner(_seen(model, decode, own), starts[rows], ends[rows], n_steps, fraction)
+            nodes = inner(_evaluator(model, decode, own), starts[rows], ends[rows], n_steps, fraction)
             anchored = _anchored(nodes, model, baselines[rows], inputs[rows], own, instead=published)
             kept.append(stacked(anchored))
     points, gradients = (torch.cat(part) for part in zip(*kept, strict=True))
     return known_path(points, gradients, classes, explained)
 
 
-def _coded(vae: Any, inputs: Tensor, baselines: Tensor, size: int) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor]:
-    """The decoder, and the latents of the baselines and of the inputs."""
+def _encode_ends(
+    vae: Any, inputs: Tensor, baselines: Tensor, size: int
+) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor]:
+    """The decoder, and the latents of the baselines, encoded once if they share one, and of the inputs."""
+    shared = baselines.stride(0) == 0
     with torch.no_grad():
-        starts, ends = encode(vae, baselines, size), encode(vae, inputs, size)
-    return decoder_of(vae, inputs), starts, ends
+        starts = encode(vae, baselines[:1] if shared else baselines, size)
+        ends = encode(vae, inputs, size)
+    return decoder_of(vae, inputs), starts.expand_as(ends), ends
 
 
-def _seen(model: Model, decode: Callable[[Tensor], Tensor], target: Tensor | None) -> Look:
+def _points_per_pass(
+    model: Model, decode: Callable[[Tensor], Tensor], starts: Tensor, n_steps: int, size: int, given: int | None
+) -> int:
+    """``size``, or less where decoder and model together keep more than the model alone."""
+    if given is not None:
+        return size
+    return min(size, plan_passes(lambda latents: model(decode(latents)), starts.contiguous(), n_steps)[1])
+
+
+def _evaluator(model: Model, decode: Callable[[Tensor], Tensor], target: Tensor | None) -> Evaluate:
     """Point p = D(z), ∇f(p) and g = J_D(z)ᵀ ∇f(p), from one pass forward and one backward."""
 
-    def look(latents: Tensor, rows: Tensor, guide: bool) -> tuple[Node, Tensor | None]:
+    def evaluate(latents: Tensor, rows: Tensor, guide: bool) -> tuple[Node, Tensor | None]:
         own = None if target is None else target[rows]
         if not guide:
             with torch.no_grad():
@@ -166,22 +185,30 @@ def _seen(model: Model, decode: Callable[[Tensor], Tensor], target: Tensor | Non
             coordinates = latents.detach().requires_grad_()
             point = decode(coordinates.clone())
             if not point.requires_grad:
-                raise ValueError("vae: what decode gives does not depend on the latents differentiably")
+                raise ValueError(f"vae: {_DETACHED}")
             values = select(model(point.clone()), own)
             check_differentiable(values)
-            gradient, guidance = torch.autograd.grad(values, (point, coordinates), torch.ones_like(values))
+            ones = torch.ones_like(values)
+            gradient, guidance = torch.autograd.grad(values, (point, coordinates), ones, allow_unused=True)
+            if gradient is None:
+                raise ValueError("model: its scores do not depend on the inputs differentiably")
+            if guidance is None:
+                raise ValueError(f"vae: {_DETACHED}")
+            # a path that was guided by nothing is no explanation, whatever its sum
+            lost = guidance.flatten(1).isnan().any(1)
+            gradient = torch.where(lost.view(-1, *(1,) * (point.ndim - 1)), torch.nan, gradient)
         return Node(latents, point.detach(), gradient, values.detach()), guidance
 
-    return look
+    return evaluate
 
 
-def _released_nodes(look: Look, starts: Tensor, ends: Tensor, n_steps: int, fraction: float) -> Iterator[Node]:
+def _released_nodes(evaluate: Evaluate, starts: Tensor, ends: Tensor, n_steps: int, fraction: float) -> Iterator[Node]:
     """The n_steps decoded points of the released path; the way left after step k is 1 − (k + 1) / (n_steps + 1)."""
     goal = ends.flatten(1).to(empty_sum(ends[:1]).dtype)
     current, rows = starts.flatten(1).to(goal.dtype), torch.arange(len(ends), device=ends.device)
     whole_way = (goal - current).abs().sum(1, keepdim=True)
     for step in range(n_steps):
-        node, guide = look(current.view_as(starts).to(starts.dtype), rows, step < n_steps - 1)
+        node, guide = evaluate(current.view_as(starts).to(starts.dtype), rows, step < n_steps - 1)
         yield node
         if guide is not None:
             left = whole_way * (1 - (step + 1) / (n_steps + 1))

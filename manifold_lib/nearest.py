@@ -15,6 +15,8 @@ from .tangent import decoder_jacobian
 _ENTRIES = 2**22
 # damping at first, the least part of it that a good step leaves, and where no step will help any more
 _DAMPING, _EASE, _STUCK = 1e-2, 1 / 3, 1e8
+# share of the residual along the manifold below which a point is a minimum
+_FLAT = 1e-3
 
 
 class Nearest(NamedTuple):
@@ -22,7 +24,7 @@ class Nearest(NamedTuple):
 
     latents : (B, *latent), those of the nearest decoded image found.
     distance : (B,), ‖g(z) − x‖₂ in units of the points.
-    converged : (B,) bool, whether the last step shortened the distance by less than the tolerance.
+    converged : (B,) bool, whether the last step shortened the distance by less than the tolerance, or could not.
     """
 
     latents: Tensor
@@ -62,6 +64,8 @@ def nearest_on_manifold(
     Nearest
     """
     check_batch(points, "points")
+    if points.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(f"points: got {points.dtype}, wants single or double precision to solve systems in")
     check_batch(starts, "starts", min_dim=3)
     check_count(max_iter, "max_iter")
     check_positive(tolerance, "tolerance")
@@ -93,7 +97,8 @@ def _descend(
         raise ValueError(f"decoder: got output of {images.shape[1]} entries, wants {goals.shape[1]} like points")
     distance = (goals - images).norm(dim=1)
     damping, growth = torch.full_like(distance, _DAMPING), torch.full_like(distance, 2.0)
-    done = distance == 0
+    converged = distance == 0
+    done, flat = converged.clone(), torch.zeros_like(converged)
     for _ in range(max_iter):
         rows = (~done).nonzero()[:, 0]
         if not len(rows):
@@ -105,6 +110,10 @@ def _descend(
         # latents that the image does not depend on would leave the system singular
         stiff = damping[rows, None] * (diagonal + 1e-6 * diagonal.amax(1, keepdim=True))
         wanted = jacobian.mT @ (goal - images[rows])[:, :, None]
+        # at a minimum what is left of the residual is normal to the manifold
+        slope = wanted.norm(dim=(1, 2)) / (jacobian.norm(dim=(1, 2)) * distance[rows])
+        rounding = 100 * torch.finfo(goal.dtype).eps * goal.norm(dim=1)
+        flat[rows] = (slope < _FLAT) | (distance[rows] < rounding)
         step = torch.linalg.solve_ex(normal + torch.diag_embed(stiff), wanted).result[:, :, 0]
         tried = here + step.view_as(here)
         image = decoder(tried.clone()).flatten(1)
@@ -115,11 +124,14 @@ def _descend(
         promised = (step * (stiff * step + wanted[:, :, 0])).sum(1)
         ratio = ((distance[rows] ** 2 - found**2) / promised).clamp(0, 2)
         eased = (1 - (2 * ratio - 1) ** 3).clamp_min(_EASE)
-        done[rows] = better & (distance[rows] - found < tolerance * distance[rows])
+        converged[rows] = better & (distance[rows] - found < tolerance * distance[rows])
         latents[rows] = torch.where(better.view(-1, *(1,) * (here.ndim - 1)), tried, here)
         images[rows] = torch.where(better[:, None], image, images[rows])
         distance[rows] = torch.where(better, found, distance[rows])
         damping[rows] *= torch.where(better, eased, growth[rows])
         growth[rows] = torch.where(better, 2.0, 2 * growth[rows])
-        done |= damping > _STUCK
-    return latents, distance, done
+        # no step helps: at a minimum, to rounding, or where the decoder has no slope or no value
+        stuck = damping > _STUCK
+        converged |= stuck & flat
+        done = converged | stuck
+    return latents, distance, converged

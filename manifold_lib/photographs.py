@@ -160,6 +160,8 @@ def fit_head(
             features = torch.cat([model(read_photos(photos, part, size=size).to(device)).cpu() for part in rows])
     finally:
         setattr(network, name, head)
+    while batch_size > 2 and len(features) % batch_size == 1:
+        batch_size -= 1  # batch norm has no statistics of one photograph
     options = {"epochs": epochs, "batch_size": batch_size, "learning_rate": 1e-3, "seed": seed}
     training.fit(head, training.classification_loss, (features, photos.labels), **options)
     head.eval()

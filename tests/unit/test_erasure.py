@@ -165,3 +165,12 @@ def test_soft_diffid_of_a_probability_too_small_to_write_stays_finite():
     inputs = torch.full((2, 10), -1.0)
     found = ml.diffid(model, inputs, draw(2, 10, dtype=torch.float32), 0, soft=True)
     assert found.isfinite().all()
+
+
+def test_shares_that_are_no_short_decimals_lose_no_entry():
+    model, inputs, maps = smooth_model((300,)), draw(4, 300), draw(4, 300, seed=1)
+    found = ml.diffid(model, inputs, maps, 0, ratios=[1 / 3], fill=0.0, soft=True)
+    expected = ml.diffid(model, inputs, maps, 0, ratios=[100 / 300], fill=0.0, soft=True)
+    assert torch.equal(found, expected)
+    short = ml.diffid(model, inputs, maps, 0, ratios=[99 / 300], fill=0.0, soft=True)
+    assert not torch.equal(found, short)

@@ -244,7 +244,7 @@ def test_rough_segments_are_halved_and_smooth_ones_are_not():
     inputs = images(3)[:2] + 0.2
     plain = ml.integrate(kinked, ml.guided_path(kinked, inputs, 0, n_steps=200), 0, n_steps=200)
     counting = Counting(kinked)
-    found, delta = ml.guided_ig(counting, inputs, 0, return_convergence_delta=True, internal_batch_size=2)
+    _, delta = ml.guided_ig(counting, inputs, 0, return_convergence_delta=True, internal_batch_size=2)
     change = kinked(inputs)[:, 0] - kinked(0 * inputs)[:, 0]
     assert ((plain.flatten(1).sum(1) - change) / change).abs().min() > 0.01
     assert (delta / change).abs().max() < 0.005

@@ -9,6 +9,7 @@ from helpers import Counting, close, draw, one_warning, root_model, seeded, smoo
 from torch import nn
 
 import manifold_lib as ml
+from manifold_lib import zoo
 
 
 class Identity:
@@ -338,3 +339,138 @@ def test_a_path_integrated_at_its_nodes_needs_no_gradient_more():
     gradients = path.gradients(torch.arange(4), torch.full((4,), 5 / 32, dtype=torch.float64))
     points = path.at(torch.arange(4), torch.full((4,), 5 / 32, dtype=torch.float64)).requires_grad_()
     close(gradients, torch.autograd.grad(model(points).gather(1, target[:, None]).sum(), points)[0], 1e-9)
+
+
+def test_nothing_of_the_graph_is_kept_whatever_the_vae_is_made_of():
+    model, vae, inputs, _, target = case()  # both have parameters that ask for gradients
+    for options in ({}, {"bridge": False}, {"published": True}):
+        found, delta = ml.ma_gig(model, inputs, target, vae=vae, n_steps=5, return_convergence_delta=True, **options)
+        assert not found.requires_grad and not delta.requires_grad
+        assert all(parameter.grad is None for part in (model, vae) for parameter in part.parameters())
+
+
+def relu_net(seed, shape=(64, 64, 64, 5)):
+    layers = [nn.Flatten()]
+    for a, b in itertools.pairwise(shape):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return seeded(nn.Sequential(*layers[:-1]).double(), seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_adds_up_for_a_relu_network_and_a_poor_vae(seed):
+    model, inputs = relu_net(seed), draw(16, 64, seed=seed)
+
+    class Shifted:
+        encode = staticmethod(lambda x: x)
+        decode = staticmethod(lambda z: 0.8 * z + 0.3)
+
+    target = model(inputs).argmax(1)
+    found = ml.ma_gig(model, inputs, target, vae=Shifted)
+    error = ml.completeness_error(model, inputs, found, target)
+    assert error.median() < 1e-2 and error.max() < 0.1  # with changes of the score down to 0.05
+    released = ml.ma_gig(model, inputs, target, vae=Shifted, published=True)
+    assert ml.completeness_error(model, inputs, released, target).median() > 0.05
+
+
+def test_a_decoded_image_that_is_nan_harms_one_image():
+    model, inputs = smooth_model((4,)), draw(3, 4).abs() + 0.1
+    inputs[1, 2] = -1.0
+
+    class Root:
+        encode = staticmethod(lambda x: x)
+        decode = staticmethod(lambda z: z.sqrt() ** 2)
+
+    for explain in (ml.ma_gig, ml.enhanced_ig):
+        with one_warning():
+            found = explain(model, inputs, 0, vae=Root, baselines=0.5, n_steps=6)
+        assert found[1].isnan().any() and found[[0, 2]].isfinite().all()
+
+
+def test_guidance_that_is_nan_is_not_passed_over():
+    def decode(z):
+        lost = torch.where(z < 0.3, z * ((z - z).sqrt() + 1), z)  # right values, slopes of NaN
+        return torch.where(z >= 0.3, z, lost)
+
+    class Lost:
+        encode = staticmethod(lambda x: x)
+
+    Lost.decode = staticmethod(decode)
+    with one_warning():
+        found = ml.ma_gig(smooth_model((4,)), draw(2, 4).abs() + 1, 0, vae=Lost, baselines=0.1, n_steps=4)
+    assert found.isnan().any(1).all()
+
+
+@pytest.mark.parametrize("where", ["model", "vae"])
+def test_a_cut_graph_is_named_even_where_parameters_ask_for_gradients(where):
+    model, vae, inputs, _, _ = case()
+
+    class Cut(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x.detach())
+
+    if where == "model":
+        model = Cut(model)
+    else:
+        cut = Cut(nn.Linear(8, 16).double())
+        vae.decode = lambda z: cut(z.flatten(1)).view(-1, 1, 4, 4)
+    with pytest.raises(ValueError, match=f"{where}: .* not depend"):
+        ml.ma_gig(model, inputs, 0, vae=vae, n_steps=2)
+
+
+def test_a_baseline_that_all_share_is_encoded_once():
+    model, vae, inputs, _, target = case()
+    encoder = Counting(vae.encode)
+
+    class Counted:
+        encode = encoder
+        decode = staticmethod(vae.decode)
+
+    ml.ma_gig(model, inputs, target, vae=Counted, n_steps=2)
+    assert sum(rows for rows, _ in encoder.calls) == 5
+
+
+def test_a_decoder_larger_than_the_model_counts_in_the_size_of_a_pass():
+    class Wide(nn.Module):
+        """64 latents, and activations of 4 MB an image."""
+
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Conv2d(1, 64, 3, padding=1)
+            self.sizes = []
+
+        def encode(self, x):
+            return nn.functional.avg_pool2d(x, 16)
+
+        def decode(self, z):
+            self.sizes.append(len(z))
+            z = nn.functional.interpolate(z, scale_factor=16)
+            return self.up(z).tanh().exp().sin().mean(1, keepdim=True)
+
+    model, vae = nn.Sequential(nn.Flatten(), nn.Linear(128 * 128, 2)), Wide().requires_grad_(False)
+    with torch.no_grad():
+        model[1].weight /= 100
+    inputs = draw(24, 1, 128, 128, dtype=torch.float32)
+    ml.ma_gig(model, inputs, 0, vae=vae, n_steps=1, bridge=False)
+    assert max(vae.sizes) < 24
+
+
+@pytest.mark.parametrize("probability", [False, True])
+def test_on_the_zoo_it_adds_up_to_half_a_percent(probability):
+    vae, model = zoo.load("fashion32-conv-vae"), zoo.load("lenet-fashion32")
+    net = nn.Sequential(model, nn.Softmax(1)) if probability else model
+    inputs = zoo.samples("fashion32", 8, seed=3).inputs
+    target = model(inputs).argmax(1)
+    found = ml.ma_gig(net, inputs, target, vae=vae)
+    error = ml.completeness_error(net, inputs, found, target)
+    assert error.median() < 5e-3 and error.max() < 5e-2
+
+
+def test_a_score_full_of_noise_costs_no_more_than_twice_the_steps():
+    counted, inputs = Counting(nn.Sequential(smooth_model(), nn.Dropout(0.5))), draw(3, 1, 4, 4)
+    with pytest.warns(RuntimeWarning, match="train mode"):
+        ml.ma_gig(counted, inputs, 0, vae=Curved(), n_steps=40, bridge=False, internal_batch_size=3)
+    assert counted.gradient_rows <= 3 * (41 + 40) and counted.largest <= 3

@@ -99,3 +99,12 @@ def test_steps_along_axes_leave_a_sphere_and_steps_along_its_chart_do_not(step):
         columns = ml.decoder_jacobian(sphere, angles)[:, :, axis]
         tangent = step * columns / columns.norm(dim=1, keepdim=True)
         assert ((points + tangent).norm(dim=1) - 1).abs().max() <= step**2 / 2 + 1e-9
+
+
+def test_what_did_not_converge_is_not_said_to_have():
+    points, starts = draw(2, 3, seed=1), torch.zeros(2, 1, 3).double()
+    for decoder in (lambda z: z * torch.nan, lambda z: 0 * z + 1, lambda z: (z - 1).relu()):
+        found = ml.nearest_on_manifold(decoder, points, starts)
+        assert not found.converged.any()
+    with pytest.raises(ValueError, match="points"):
+        ml.nearest_on_manifold(lambda z: z, points.half(), starts.half())
