@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_batch, check_like, check_map, warn_non_finite
-from .evaluation import check_ratios, insertion_deletion
+from .evaluation import TENTHS, check_ratios, insertion_deletion
 from .passes import plan_passes
 from .scores import Model, left_as_found, resolve_target
 
@@ -100,7 +100,7 @@ def diffid(
     attributions: Tensor,
     target: int | Tensor | None = None,
     *,
-    ratios: Sequence[float] | Tensor = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    ratios: Sequence[float] | Tensor = TENTHS,
     fill: str | float | Tensor = "mean",
     soft: bool = False,
     internal_batch_size: int | None = None,

@@ -13,6 +13,9 @@ from .passes import plan_passes
 from .paths import column
 from .scores import LEAST_CHANGE, Model, checked_scores, left_as_found, resolve_target, score_change, target_from
 
+# shares of the entries that DiffID replaces (paper 5, section 6)
+TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
 
 class Curves(NamedTuple):
     """Scores of images with some entries filled in.
@@ -95,7 +98,7 @@ def insertion_deletion(
     attributions: Tensor,
     target: int | Tensor | None = None,
     *,
-    ratios: Sequence[float] | Tensor = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    ratios: Sequence[float] | Tensor = TENTHS,
     fill: str | float | Tensor = "mean",
     score: str = "accuracy",
     rank: str = "abs",

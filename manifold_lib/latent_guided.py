@@ -89,7 +89,8 @@ def ma_gig(
         model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         decode, starts, ends = _encode_ends(vae, inputs, baselines, size)
-        size = _points_per_pass(model, decode, starts, n_steps, size, internal_batch_size)
+        if internal_batch_size is None:
+            size = min(size, _points_per_pass(model, decode, starts, n_steps))
         change = score_change(model, inputs, baselines, classes, size)
         chunks, parts = torch.arange(len(inputs), device=inputs.device).split(size), []
         bar = iter(runtime.progress_bar(range(len(chunks) * (n_steps + 1)), show=progress, desc="ma_gig"))
@@ -140,7 +141,8 @@ def ma_gig_path(
         model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         decode, starts, ends = _encode_ends(vae, inputs, baselines, size)
-        size = _points_per_pass(model, decode, starts, n_steps, size, internal_batch_size)
+        if internal_batch_size is None:
+            size = min(size, _points_per_pass(model, decode, starts, n_steps))
         for rows in torch.arange(len(inputs), device=inputs.device).split(size):
             own = None if classes is None else classes[rows]
             inner = _released_nodes if published else greedy_nodes
@@ -162,13 +164,9 @@ def _encode_ends(
     return decoder_of(vae, inputs), starts.expand_as(ends), ends
 
 
-def _points_per_pass(
-    model: Model, decode: Callable[[Tensor], Tensor], starts: Tensor, n_steps: int, size: int, given: int | None
-) -> int:
-    """``size``, or less where decoder and model together keep more than the model alone."""
-    if given is not None:
-        return size
-    return min(size, plan_passes(lambda latents: model(decode(latents)), starts.contiguous(), n_steps)[1])
+def _points_per_pass(model: Model, decode: Callable[[Tensor], Tensor], starts: Tensor, n_steps: int) -> int:
+    """How many latents at once suit the machine, now that decoder and model are kept together."""
+    return plan_passes(lambda latents: model(decode(latents)), starts.contiguous(), n_steps)[1]
 
 
 def _evaluator(model: Model, decode: Callable[[Tensor], Tensor], target: Tensor | None) -> Evaluate:

@@ -58,6 +58,15 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def given_folder(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty MANIFOLD_DATA."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    monkeypatch.setenv("MANIFOLD_DATA", str(folder))
+    return folder
+
+
+@pytest.fixture
 def real_data(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """``real_data("MNIST/raw")``: the folder of ``MANIFOLD_DATA`` if it holds that, else the test is skipped."""
 

@@ -38,15 +38,6 @@ def snapshot(folder):
 
 
 @pytest.fixture
-def given_folder(folders, tmp_path, monkeypatch):
-    """An empty MANIFOLD_DATA."""
-    folder = tmp_path / "given"
-    folder.mkdir()
-    monkeypatch.setenv("MANIFOLD_DATA", str(folder))
-    return folder
-
-
-@pytest.fixture
 def mnist(given_folder, monkeypatch):
     """A tiny MNIST and Fashion-MNIST under MANIFOLD_DATA, with torchvision's checksums to match."""
     for dataset, name in ((tvd.MNIST, "MNIST"), (tvd.FashionMNIST, "FashionMNIST")):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-import functools
 import gc
 import statistics
 import threading
@@ -378,49 +377,31 @@ def test_enhanced_ig_beside_the_published_pattern(benchmark, rows, device, n_ima
     race(benchmark, rows, "Enhanced IG 50, tiny CNN", n_images, contestants, device, published=n_images)
 
 
-@pytest.mark.parametrize("n_images", [1, 16])
-def test_ma_gig_beside_the_published_pattern(benchmark, rows, device, n_images: int) -> None:
-    """The zoo's networks, 200 points, 5 % of the latents at once."""
+@pytest.mark.parametrize(("n_images", "published"), [(1, True), (16, True), (16, False)])
+def test_ma_gig_beside_the_published_pattern(benchmark, rows, device, n_images: int, published: bool) -> None:
+    """The zoo's networks, 200 points, 5 % of the latents at once: the released sum, and ours with bridges."""
     from manifold_lib import zoo
 
     vae, model = zoo.load("fashion32-conv-vae", device), zoo.load("lenet-fashion32", device)
     inputs = zoo.samples("fashion32", n_images, seed=1, device=device).inputs.to(device)
     tallied = [Tallied(part) for part in (model, vae.encode, vae.decode)]
 
-    def published() -> Tensor:
+    def released() -> Tensor:
         return ma_gig_by_image(*tallied, inputs[0], 0 * inputs[0], 200, 0.05)
 
-    def ours(**options: object) -> Tensor:
-        found = ml.ma_gig(model, inputs, None, vae=vae, n_steps=199, fraction=0.05, **options)
+    def ours(published: bool = published) -> Tensor:
+        found = ml.ma_gig(model, inputs, None, vae=vae, n_steps=200 - published, published=published)
         assert isinstance(found, Tensor)
         return found
 
-    expected = published()
+    expected = released()
     # the model for the class, the guidance of 199 points and the sum over 200; the decoder for 198 and for 199
     assert [(part.forwards, part.backwards) for part in tallied] == [(1 + 199 + 200, 399), (2, 0), (397, 199)]
     # in single precision latents that nearly tie part ways, so the maps agree as maps
-    same = torch.stack([ours(published=True)[0].flatten(), expected.flatten()])
-    assert torch.corrcoef(same)[0, 1] > 0.9
-    contestants = {
-        "ours": functools.partial(ours, published=True),
-        "published (one image, scaled)": published,
-    }
-    race(benchmark, rows, "MA-GIG 200, released sum", n_images, contestants, device, published=n_images)
-
-
-@pytest.mark.parametrize("n_images", [16])
-def test_bridged_ma_gig_beside_the_published_pattern(benchmark, rows, device, n_images: int) -> None:
-    """The same race for our default, whose bridges take 32 gradients more."""
-    from manifold_lib import zoo
-
-    vae, model = zoo.load("fashion32-conv-vae", device), zoo.load("lenet-fashion32", device)
-    inputs = zoo.samples("fashion32", n_images, seed=1, device=device).inputs.to(device)
-    tallied = [Tallied(part) for part in (model, vae.encode, vae.decode)]
-    contestants: dict[str, Contestant] = {
-        "ours": lambda: ml.ma_gig(model, inputs, None, vae=vae, n_steps=200, fraction=0.05),
-        "published (one image, scaled)": lambda: ma_gig_by_image(*tallied, inputs[0], 0 * inputs[0], 200, 0.05),
-    }
-    race(benchmark, rows, "MA-GIG 200, with bridges", n_images, contestants, device, published=n_images)
+    assert torch.corrcoef(torch.stack([ours(True)[0].flatten(), expected.flatten()]))[0, 1] > 0.9
+    contestants = {"ours": ours, "published (one image, scaled)": released}
+    task = f"MA-GIG 200, {'released sum' if published else 'with bridges'}"
+    race(benchmark, rows, task, n_images, contestants, device, published=n_images)
 
 
 def pairs(n_pairs: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:

@@ -25,30 +25,22 @@ def paint(file, colour, seed):
 
 
 @pytest.fixture
-def given(folders, tmp_path, monkeypatch):
-    folder = tmp_path / "given"
-    folder.mkdir()
-    monkeypatch.setenv("MANIFOLD_DATA", str(folder))
-    return folder
-
-
-@pytest.fixture
-def pets(given):
+def pets(given_folder):
     for i in range(60):
         breed = list(COLOURS)[i % 3]
-        paint(given / "oxford-iiit-pet/images" / f"{breed}_{i}.jpg", COLOURS[breed], i)
-    return given
+        paint(given_folder / "oxford-iiit-pet/images" / f"{breed}_{i}.jpg", COLOURS[breed], i)
+    return given_folder
 
 
 @pytest.fixture
-def flowers(given):
-    folder = given / "flowers-102"
+def flowers(given_folder):
+    folder = given_folder / "flowers-102"
     for number in range(1, 7):
         paint(folder / "jpg" / f"image_{number:05d}.jpg", (40 * number, 0, 0), number)
     scipy.io.savemat(folder / "imagelabels.mat", {"labels": np.array([[2, 1, 3, 2, 1, 3]])})
     splits = {"trnid": np.array([[1, 3]]), "valid": np.array([[5, 2, 6]]), "tstid": np.array([[4]])}
     scipy.io.savemat(folder / "setid.mat", splits)
-    return given
+    return given_folder
 
 
 def test_a_twentieth_of_the_pets_is_held_out(pets):
@@ -86,7 +78,7 @@ def test_a_damaged_photo_is_named(pets):
 @pytest.mark.parametrize(
     ("name", "dataset", "place"), [("pets", "OxfordIIITPet", "oxford-iiit-pet"), ("flowers", "Flowers102", "jpg")]
 )
-def test_missing_photos_say_what_where_and_two_ways(given, monkeypatch, name, dataset, place):
+def test_missing_photos_say_what_where_and_two_ways(given_folder, monkeypatch, name, dataset, place):
     def unreachable(*args, **kwargs):
         raise OSError("no network")
 
@@ -94,7 +86,7 @@ def test_missing_photos_say_what_where_and_two_ways(given, monkeypatch, name, da
     with pytest.raises(DataNotFound) as caught:
         photographs.find_photos(name)
     message = str(caught.value)
-    assert all(word in message for word in (name, place, "MANIFOLD_DATA", str(given), "data/cache"))
+    assert all(word in message for word in (name, place, "MANIFOLD_DATA", str(given_folder), "data/cache"))
 
 
 def test_missing_weights_say_so(monkeypatch):
