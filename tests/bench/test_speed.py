@@ -109,7 +109,7 @@ def draw(table: pd.DataFrame, folder: Path) -> None:
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set_yticks(range(len(lines)), lines, fontsize=7)
     axis.grid(axis="y", lw=0.4, alpha=0.6)
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=6, frameon=False)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
     fig.savefig(folder / "bench.png", dpi=160, metadata={"Software": None})
     plt.close(fig)
 
