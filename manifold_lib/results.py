@@ -5,9 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import os
 import re
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -149,18 +147,8 @@ class Results:
         validate(document)
         storage.write_json(self.folder / "results.json", document)
         target = runtime.FIGURES / self.profile / self.slug
-        old = self.folder.with_suffix(".old")
         with storage.locked(self.folder.with_name(self.slug)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                os.replace(target, old)
-            try:
-                os.replace(self.folder, target)
-            except OSError:
-                if old.exists():
-                    os.replace(old, target)
-                raise
-        shutil.rmtree(old, ignore_errors=True)
+            storage.replace_folder(self.folder, target)
         place = target.relative_to(runtime.FIGURES.parent).as_posix()
         print(f"{place}: {len(self._claims)} claims, {len(self._figures)} figures, {len(self._tables)} tables")
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, checksums, locks, weights and checkpoints."""
+"""Files and folders that are whole or absent: atomic writes, checksums, locks, weights and checkpoints."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,21 @@ def write_bytes(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def replace_folder(folder: Path, target: Path) -> None:
+    """Put a folder in the place of another by renaming; the other comes back if that fails."""
+    old = folder.with_suffix(".old")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        os.replace(target, old)
+    try:
+        os.replace(folder, target)
+    except OSError:
+        if old.exists():
+            os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -39,6 +39,19 @@ def test_writes_are_whole_or_absent(tmp_path, monkeypatch):
     assert [entry.name for entry in path.parent.iterdir()] == ["file.json"], "no temporary file is left"
 
 
+def test_a_folder_takes_the_place_of_another_or_nothing_changes(tmp_path):
+    target = tmp_path / "folder"
+    for content in "old", "new":
+        staging = tmp_path / "folder.abc.staging"
+        staging.mkdir()
+        (staging / content).touch()
+        storage.replace_folder(staging, target)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "new"]
+    with pytest.raises(FileNotFoundError):
+        storage.replace_folder(tmp_path / "none.staging", target)
+    assert (target / "new").exists()
+
+
 def test_json_refuses_nan_and_keeps_the_file(tmp_path):
     path = tmp_path / "file.json"
     storage.write_json(path, 1)
