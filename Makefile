@@ -49,7 +49,7 @@ MISSING := $(filter-out $(wildcard $(MADE)),$(MADE))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help all report refresh data models lab test nbval bench lint env lock clean distclean FORCE $(SLUGS) $(NUMBERS)
+.PHONY: help all report refresh site data models lab test nbval bench lint env lock clean distclean FORCE $(SLUGS) $(NUMBERS)
 
 # ---------------------------------------------------------------------------------------- results
 
@@ -86,6 +86,9 @@ report: | $(ENV) ## the tables and the gallery, from the results at hand ## seco
 
 refresh: | $(ENV) ## execute the sources in place and keep their outputs ## 1 min a notebook
 	$(PY) -P manifold_lib/execute.py refresh $(SLUGS)
+
+site: | $(ENV) ## render the notebooks, gallery and API as HTML ## seconds
+	$(PY) -m manifold_lib.site --profile $(PROFILE)
 
 data: | $(ENV) ## download the published data sets ## minutes, 2 GB
 	$(PY) -m manifold_lib.data
