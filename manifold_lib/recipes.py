@@ -130,7 +130,7 @@ for _name, (_channels, _widths, _latents, _epochs, _size, _beta, _classes, _roun
     _add(
         f"{_name}-conv-vae",
         functools.partial(ConvVAE, _channels, _widths, _latents),
-        *(_name, "conv-vae", _epochs, _size, 1e-3, 10),
+        *(_name, "elbo", _epochs, _size, 1e-3, 10),
         f"convolutional VAE, SiLU, {_latents} maps of latents, ELBO with β = {_beta}, 1 % black images",
         bf16=True,
         beta=_beta,
@@ -164,8 +164,29 @@ for _name, _latents, _seed in (("conv-vae", 8, 16), ("conv-vae-2", 2, 17), ("con
     _add(
         f"mnist32-{_name}",
         functools.partial(ConvVAE, 1, (32, 64, 64), _latents),
-        *("mnist32", "conv-vae", 12, 128, 1e-3, _seed),
+        *("mnist32", "elbo", 12, 128, 1e-3, _seed),
         f"convolutional VAE, SiLU, {_latents} map(s) of latents, ELBO with β = 0.5, 1 % black images",
         bf16=True,
         beta=0.5,
+    )
+
+# The comparison: smooth classifiers, so that every method has its path, and VAEs of the rendered shapes, whose tangent
+# spaces can be held against the exact ones, by their latents and by their epochs.
+_add(
+    "fashion32-softplus",
+    classifiers.soft_cnn,
+    *("fashion32", "generated", 5, 64, 2e-3, 19, "softplus CNN, 60,000 fresh generated images an epoch"),
+    parents=("fashion32-vae", "fashion32-labeller"),
+)
+_add(
+    "shapes-softplus",
+    functools.partial(classifiers.soft_cnn, 4),
+    *("shapes", "plain", 10, 64, 2e-3, 20, "softplus CNN on rendered shapes"),
+)
+for _latents, _epochs in ((4, 24), (8, 24), (16, 24), (32, 24), (16, 1), (16, 4)):
+    _add(
+        f"shapes-vae-{_latents}" + ("" if _epochs == 24 else f"-{_epochs}"),
+        functools.partial(VAE, _latents, 24, 192),
+        *("shapes", "elbo", _epochs, 64, 1e-3, 21),
+        f"the VAE of mnist32-vae-b with {_latents} latents, ELBO, 20,000 rendered shapes, 1 % black images",
     )

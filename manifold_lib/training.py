@@ -174,11 +174,11 @@ def vae_loss(n_data: int, *, beta: float = 6.0, warm_up: float = 0.12) -> Loss:
     return loss
 
 
-def conv_vae_loss(beta: float, warm_up: float = 0.1) -> Loss:
-    """ELBO of a :class:`ConvVAE`, its KL warmed up over the first share of training."""
+def vae_elbo_loss(beta: float, warm_up: float = 0.1) -> Loss:
+    """ELBO of a VAE, its KL warmed up over the first share of training."""
 
     def loss(model: nn.Module, batch: Batch, moment: Moment) -> Tensor:
-        assert isinstance(model, ConvVAE)
+        assert isinstance(model, VAE | ConvVAE)
         return elbo_loss(model, batch[0], beta=beta * min(1.0, moment.progress / warm_up))
 
     return loss

@@ -183,7 +183,9 @@ class ConvVAE(_Variational):
         self.apply(_he)
 
 
-def elbo_loss(vae: ConvVAE, inputs: Tensor, *, beta: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+def elbo_loss(
+    vae: VAE | ConvVAE, inputs: Tensor, *, beta: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
     """Reconstruction + β · KL in nats per image, the mean over the batch: a scalar (Kingma & Welling 2014)."""
     latents, mean, log_variance = _drawn(vae, inputs, generator)
     kl = kl_nats(mean, log_variance).flatten(1).sum(1)

@@ -180,7 +180,7 @@ def test_generator_losses_fall():
     for model, loss in (
         (VAE(latent_dim=4, width=4, hidden=16), training.vae_loss(64)),
         (Autoencoder(1, 8, 4, n_blocks=1), training.reconstruction_loss),
-        (ConvVAE(1, (8, 8, 8), 2), training.conv_vae_loss(0.5)),
+        (ConvVAE(1, (8, 8, 8), 2), training.vae_elbo_loss(0.5)),
     ):
         values = []
 

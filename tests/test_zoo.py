@@ -179,7 +179,9 @@ def test_two_processes_train_once(folders, tmp_path, processes):
     assert log.read_text() == "trained\n"
 
 
-@pytest.mark.parametrize("kind", ["vae", "reconstructions", "generated", "robust", "polarities", "mirrored"])
+@pytest.mark.parametrize(
+    "kind", ["vae", "elbo", "plain", "reconstructions", "generated", "robust", "polarities", "mirrored"]
+)
 def test_every_kind_of_recipe_is_prepared(folders, monkeypatch, kind):
     """The batches and the loss of each kind give a finite loss with a gradient."""
     torch.manual_seed(0)
@@ -191,7 +193,9 @@ def test_every_kind_of_recipe_is_prepared(folders, monkeypatch, kind):
     monkeypatch.setattr(data, "load", lambda name, train: real)
     monkeypatch.setattr(zoo, "load", lambda name, *_: zoo_models[name].eval())
     monkeypatch.setattr(zoo, "samples", lambda name, n_samples, seed, device: real)
-    build = (lambda: VAE(4, 4, 16)) if kind == "vae" else lambda: nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+    build = (
+        (lambda: VAE(4, 4, 16)) if kind in ("vae", "elbo") else lambda: nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+    )
     monkeypatch.setitem(zoo.RECIPES, "one", zoo.Recipe(build, "a", kind, 1, 20, 1e-3, 0, "", ("a-vae",)))
     model, batches, loss, checksum = zoo._prepare("one", torch.device("cpu"))
     tensors = batches(0) if callable(batches) else batches
@@ -201,6 +205,8 @@ def test_every_kind_of_recipe_is_prepared(folders, monkeypatch, kind):
     assert all(parameter.grad is not None for parameter in model.parameters())
     if kind == "reconstructions":
         assert torch.equal(tensors[0], training.predict(vae, images))
+    if kind == "elbo":
+        assert torch.equal(tensors[0][:40], images) and not tensors[0][40:].any(), "and one black image in a hundred"
     if kind in ("polarities", "mirrored"):
         changed = 1 - images if kind == "polarities" else images.flip(3)
         same, other = ((tensors[0] == x).flatten(1).all(1) for x in (images, changed))
@@ -208,6 +214,14 @@ def test_every_kind_of_recipe_is_prepared(folders, monkeypatch, kind):
         assert not torch.equal(batches(1)[0], tensors[0]), "each epoch has a draw of its own"
     if kind == "robust":
         assert torch.equal(model[1].weight, classifier[1].weight), "it starts from the standard model"
+
+
+def test_shapes_are_drawn_where_no_notebook_draws():
+    train, test = (zoo._images("shapes", train=train) for train in (True, False))
+    assert train.inputs.shape == (20_000, 1, 32, 32) and test.inputs.shape == (5_000, 1, 32, 32)
+    assert not torch.equal(train.inputs[:10], test.inputs[:10]) and train.checksum != test.checksum
+    assert torch.equal(zoo._images("shapes", train=False).inputs, test.inputs)
+    assert set(train.labels.tolist()) == {0, 1, 2, 3}
 
 
 def test_each_epoch_draws_its_own_samples(monkeypatch):
