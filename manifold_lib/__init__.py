@@ -20,15 +20,17 @@ from .latent import enhanced_ig, manifold_ig
 from .latent_guided import ma_gig, ma_gig_path
 from .matrix_free import project_matrix_free
 from .metric import exp_map, log_map, magnification_factor, pullback_metric
-from .metrics import map_mse, pearson, relevance, spearman, ssim, top_k, total_variation
+from .metrics import map_mse, pearson, relevance, relevance_mass, relevance_rank, spearman, ssim, top_k, total_variation
 from .nearest import Nearest, nearest_on_manifold
 from .paths import Path, polyline, straight_path
 from .roar import remove_top, retrain
+from .sanity import max_sensitivity, randomised
 from .shapes import ShapeSamples, render_shapes, sample_shapes, shape_decoder
 from .shapley import shapley_values
 from .tangent import (
     decoder_jacobian,
     orthonormal_columns,
+    principal_angles,
     project,
     random_fraction,
     tangent_basis,
@@ -90,17 +92,22 @@ __all__ = [
     "magnification_factor",
     "manifold_ig",
     "map_mse",
+    "max_sensitivity",
     "nearest_on_manifold",
     "orthonormal_columns",
     "pearson",
     "pgd",
     "polyline",
+    "principal_angles",
     "project",
     "project_matrix_free",
     "pullback_metric",
     "purity",
     "random_fraction",
+    "randomised",
     "relevance",
+    "relevance_mass",
+    "relevance_rank",
     "remove_top",
     "render_shapes",
     "resample",

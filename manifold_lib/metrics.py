@@ -92,6 +92,42 @@ def ssim(maps: Tensor, others: Tensor) -> Tensor:
     return torch.from_numpy(found).to(maps)
 
 
+def relevance_mass(maps: Tensor, mask: Tensor) -> Tensor:
+    """Share of the relevance that lies within a mask, per image: (B, C, H, W) and (B, 1, H, W) bool -> (B,) in [0, 1].
+
+    Relevance mass accuracy of Arras et al. (2022), where the mask holds all of the evidence. A map that knows nothing
+    has the mask's share of the pixels.
+    """
+    return _within(maps, mask, "relevance_mass").sum(1)
+
+
+def relevance_rank(maps: Tensor, mask: Tensor) -> Tensor:
+    """Share of the K most relevant pixels that lie within a mask of K pixels, per image: arguments as above, (B,).
+
+    Relevance rank accuracy of Arras et al. (2022). Of tied pixels the first count.
+    """
+    strength, inside = _within(maps, mask, "relevance_rank", everywhere=True), mask.flatten(1)
+    order = strength.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device)
+    hits = inside.gather(1, order) & (places < inside.sum(1, keepdim=True))
+    found = hits.sum(1).to(strength) / inside.sum(1)
+    return found.where(torch.isfinite(strength).all(1), torch.nan)
+
+
+def _within(maps: Tensor, mask: Tensor, name: str, *, everywhere: bool = False) -> Tensor:
+    """n(A) of each map, flat (B, H · W), set to 0 outside the mask unless ``everywhere``."""
+    _check_maps(maps, min_dim=4)
+    wants = (len(maps), 1, *maps.shape[2:])
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != wants:
+        got = (tuple(mask.shape), mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"mask: got {got}, wants {wants} of bool")
+    if not mask.flatten(1).any(1).all():
+        raise ValueError("mask: got an empty one, wants at least one pixel of each image")
+    strength = relevance(maps.detach().to(torch.promote_types(maps.dtype, torch.float32))).flatten(1)
+    warn_non_finite(strength, name)
+    return strength if everywhere else torch.where(mask.flatten(1), strength, 0 * strength)
+
+
 def _ssim(a: np.ndarray, b: np.ndarray) -> float:
     low, high = min(a.min(), b.min()), max(a.max(), b.max())
     if not np.isfinite(high - low):

@@ -187,6 +187,26 @@ def tangent_share(basis: Tensor) -> Tensor:
     return _check_basis(basis).square().sum(2)
 
 
+def principal_angles(basis: Tensor, other: Tensor) -> Tensor:
+    """Principal angles between two subspaces, per image: (B, D, K) and (B, D, L) -> (B, min(K, L)) radians, ascending.
+
+    Parameters
+    ----------
+    basis, other : Tensor
+        Orthonormal columns, as of :func:`tangent_basis`; columns of zeros, unused ones, are at π / 2 to everything.
+    """
+    for columns, name in ((basis, "basis"), (other, "other")):
+        check_batch(columns, name, min_dim=3)
+        if columns.ndim != 3 or columns.shape[:2] != basis.shape[:2]:
+            raise ValueError(f"{name}: got shape {tuple(columns.shape)}, wants (B, D, K) with B, D = {basis.shape[:2]}")
+    wide, narrow = (basis, other) if basis.shape[2] >= other.shape[2] else (other, basis)
+    _, cosines, vectors = torch.linalg.svd(wide.mT @ narrow, full_matrices=False)
+    # the cosine tells small angles apart badly, the sine large ones
+    leading = narrow @ vectors.mT
+    sines = (leading - wide @ (wide.mT @ leading)).norm(dim=1)
+    return torch.where(cosines.square() > 0.5, sines.clamp_max(1).asin(), cosines.clamp_max(1).acos())
+
+
 def random_fraction(k: int, d: int) -> tuple[float, float]:
     """Mean and standard deviation of the tangent fraction of isotropic Gaussian noise, exactly.
 

@@ -216,6 +216,18 @@ FUNCTIONS = {
         for name in ("pearson", "spearman", "map_mse", "top_k")
     },
     "ssim": (ml.ssim, {"maps": lambda: normal(B, 1, 11, 11), "others": lambda: normal(B, 1, 11, 11)}),
+    "max_sensitivity": (
+        ml.max_sensitivity,
+        {
+            **{"model": lambda: model, "inputs": inputs, "target": lambda: 1},
+            **{"attribution": lambda: ml.input_x_gradient, "n_samples": lambda: 2, "generator": seed},
+        },
+    ),
+    **{
+        name: (getattr(ml, name), {"maps": inputs, "mask": lambda: torch.eye(3, dtype=torch.bool).expand(B, 1, 3, 3)})
+        for name in ("relevance_mass", "relevance_rank")
+    },
+    "principal_angles": (ml.principal_angles, {"basis": basis, "other": basis}),
     "pgd": (ml.pgd, {"model": lambda: model, "inputs": inputs, "target": lambda: 1, "eps": lambda: 0.1}),
     "decoder_jacobian": (ml.decoder_jacobian, {"decoder": lambda: decoder, "latents": lambda: normal(B, K)}),
     "tangent_basis": (ml.tangent_basis, {"decoder": lambda: decoder, "latents": lambda: normal(B, K)}),

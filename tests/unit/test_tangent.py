@@ -600,3 +600,30 @@ def test_the_projection_is_the_best_approximation():
     for i in range(5):
         solution = np.linalg.lstsq(jacobian[i].numpy(), vectors[i].numpy().ravel(), rcond=None)[0]
         close(inside[i].flatten(), jacobian[i] @ torch.from_numpy(solution), 1e-11)
+
+
+def test_principal_angles_are_scipys_small_ones_too():
+    a = torch.linalg.qr(draw(4, 30, 5))[0]
+    near = a[:, :, :3] + 1e-6 * draw(4, 30, 3, seed=1)
+    b = torch.linalg.qr(torch.cat([near, draw(4, 30, 4, seed=2)], 2))[0]
+    for first, second in ((a, b), (b, a), (a, a)):
+        found = ml.principal_angles(first, second)
+        for i in range(4):
+            expected = np.sort(scipy.linalg.subspace_angles(first[i].numpy(), second[i].numpy()))
+            np.testing.assert_allclose(found[i].numpy(), expected, atol=1e-8)
+
+
+def test_an_unused_column_is_at_a_right_angle_to_everything():
+    a = torch.linalg.qr(draw(1, 9, 3))[0]
+    unused = a.clone()
+    unused[:, :, 1] = 0
+    expected = torch.tensor([[0, 0, math.pi / 2]], dtype=torch.float64)
+    for first, second in ((a, unused), (unused, a), (unused, unused)):
+        torch.testing.assert_close(ml.principal_angles(first, second), expected, atol=1e-7, rtol=0)
+
+
+def test_angles_between_other_spaces_are_refused():
+    a = torch.linalg.qr(draw(2, 9, 3))[0]
+    for other in (a[:1], a[:, :5], a[0]):
+        with pytest.raises(ValueError, match="other"):
+            ml.principal_angles(a, other)

@@ -1,0 +1,100 @@
+import copy
+
+import pytest
+import torch
+from helpers import conv_model, draw, smooth_model
+from torch import nn
+
+import manifold_lib as ml
+
+
+def seed(number=0):
+    return torch.Generator().manual_seed(number)
+
+
+def test_all_weights_are_drawn_anew_and_the_model_is_left_alone():
+    model = conv_model().double().eval()
+    before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
+    other = ml.randomised(model, generator=seed())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+        assert other.state_dict()[name].dtype == value.dtype
+    changed = [not torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)]
+    assert all(changed) and not any(module.training for module in other.modules())
+    again, differs = (ml.randomised(model, generator=seed(number)) for number in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), again.parameters(), strict=True))
+    pairs = zip(other.parameters(), differs.parameters(), strict=True)
+    assert not any(torch.equal(a, b) for a, b in pairs if a.ndim > 1), "of batch norm's scales there is one draw only"
+
+
+def test_layers_are_redrawn_from_the_output_on():
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+    same = []
+    for n_layers in (1, 2, 3):
+        other = ml.randomised(model, n_layers=n_layers, generator=seed())
+        same.append([torch.equal(model[i].weight, other[i].weight) for i in (0, 2, 4)])
+    assert same == [[True, True, False], [True, False, False], [False, False, False]]
+
+
+def test_frozen_parameters_stay_frozen():
+    other = ml.randomised(smooth_model().requires_grad_(False))
+    assert not any(parameter.requires_grad for parameter in other.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model", "n_layers", "named"),
+    [
+        (lambda x: x, None, "model"),
+        (nn.ReLU(), None, "n_layers"),
+        (nn.Linear(2, 2), 2, "n_layers"),
+        (nn.Linear(2, 2), 0, "n_layers"),
+    ],
+)
+def test_what_cannot_be_redrawn_is_refused(model, n_layers, named):
+    with pytest.raises(ValueError, match=named):
+        ml.randomised(model, n_layers=n_layers)
+
+
+def test_the_sensitivity_of_a_linear_map_by_hand():
+    """A(x) = 3 x: the change is 3 ‖δ‖, over 3 ‖x‖."""
+    inputs = draw(4, 1, 3, 3)
+    found = ml.max_sensitivity(
+        None, inputs, attribution=lambda model, x, target: 3 * x, radius=0.1, n_samples=5, generator=seed()
+    )
+    draws, generator = [], seed()
+    for _ in range(5):
+        draws.append(0.1 * (2 * torch.rand(1, 3, 3, generator=generator, dtype=torch.float64) - 1))
+    expected = max(noise.norm() for noise in draws) / inputs.flatten(1).norm(dim=1)
+    torch.testing.assert_close(found, expected)
+    assert (found <= 0.1 * 3 / inputs.flatten(1).norm(dim=1)).all()
+
+
+def test_sensitivity_of_a_constant_map_is_zero_and_of_no_map_nan():
+    inputs = draw(2, 1, 3, 3)
+    assert not ml.max_sensitivity(None, inputs, attribution=lambda m, x, t: torch.ones_like(x)).any()
+    with pytest.warns(RuntimeWarning, match="max_sensitivity"):
+        assert ml.max_sensitivity(None, inputs, attribution=lambda m, x, t: torch.zeros_like(x)).isnan().all()
+
+
+def test_sensitivity_does_not_depend_on_the_batch_and_takes_maps_at_hand():
+    model, inputs = smooth_model(), draw(5, 1, 4, 4)
+    options = {"attribution": ml.gradient, "n_samples": 3}
+    whole = ml.max_sensitivity(model, inputs, 1, generator=seed(), **options)
+    alone = torch.cat([ml.max_sensitivity(model, x, 1, generator=seed(), **options) for x in inputs.split(1)])
+    torch.testing.assert_close(whole, alone)
+    maps, calls = ml.gradient(model, inputs, 1), []
+
+    def counted(model, inputs, target):
+        calls.append(len(inputs))
+        return ml.gradient(model, inputs, target)
+
+    given = ml.max_sensitivity(model, inputs, 1, attribution=counted, n_samples=3, maps=maps, generator=seed())
+    torch.testing.assert_close(given, whole)
+    assert calls == [5, 5, 5]
+
+
+@pytest.mark.parametrize("options", [{"radius": 0}, {"radius": float("nan")}, {"n_samples": 0}])
+def test_bad_numbers_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ml.max_sensitivity(smooth_model(), draw(2, 1, 4, 4), 0, attribution=ml.gradient, **options)
