@@ -26,7 +26,7 @@ def case(n=3, **more):
     nodes = torch.rand(12, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     given = {"n_steps": 12, "max_iter": 8} | more
     target = torch.tensor([0, 1, 3, 2, 1])[:n]
-    return Case(model, inputs, target, torch.zeros_like(inputs), Coder, nodes, **given)
+    return Case(model, inputs, target, torch.zeros_like(inputs), Coder, Coder, nodes, **given)
 
 
 PATHS = [name for name, method in METHODS.items() if method.path is not None]
