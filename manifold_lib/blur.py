@@ -1,11 +1,16 @@
-"""Gaussian blur of images, each by a width of its own."""
+"""Gaussian blur of images, each by a width of its own, and Blur IG: the path from the blurred image to the image."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checks import check_batch
+from .checks import check_batch, check_positive
+from .integrate import integrate
+from .paths import Path
+from .scores import Model
 
 # a width at which the filter is the identity to the last digit
 _SHARP = 1e-2
@@ -31,6 +36,44 @@ def gaussian_filter(inputs: Tensor, sigma: Tensor) -> Tensor:
         raise ValueError(f"inputs: got shape {tuple(inputs.shape)}, wants images (B, C, H, W) to blur")
     rows, columns = (_filter(side, sigma)[:, None] for side in inputs.shape[2:])
     return rows @ inputs @ columns.mT
+
+
+def blur_path(inputs: Tensor, *, sigma: float = 10.0) -> Path:
+    """From the image after a Gaussian filter of width ``sigma`` (pixels) to the image, the width falling to 0.
+
+    The width falls as (1 − t)², so that the last steps, in which the details appear, are the smallest ones.
+    """
+    check_batch(inputs)
+    check_positive(sigma, "sigma")
+
+    def at(rows: Tensor, t: Tensor) -> Tensor:
+        return gaussian_filter(inputs[rows], sigma * (1 - t.to(inputs)).square())
+
+    return Path(at, end=inputs)
+
+
+def blur_ig(
+    model: Model, inputs: Tensor, target: int | Tensor | None = None, *, sigma: float = 10.0, **options: Any
+) -> Tensor:
+    """Blur Integrated Gradients (Xu et al. 2020): the line integral along the scales of the image itself.
+
+    The sum is f(x) − f(x blurred by ``sigma``): nothing but the image is needed, and no baseline of one colour.
+
+    Parameters
+    ----------
+    model, inputs, target
+        As for :func:`manifold_lib.gradient`, for images (B, C, H, W).
+    sigma : float
+        Width of the widest filter, in pixels.
+    **options
+        Keywords of :func:`manifold_lib.integrate`: ``method``, ``n_steps``, ``tolerance``, ``internal_batch_size`` …
+
+    Returns
+    -------
+    Tensor
+        (B, *shape) in score units.
+    """
+    return integrate(model, blur_path(inputs, sigma=sigma), target, **options)  # type: ignore[return-value]
 
 
 def _filter(side: int, sigma: Tensor) -> Tensor:

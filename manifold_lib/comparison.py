@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .attribution import expected_gradients, gradient, integrated_gradients, smoothgrad
+from .blur import blur_ig, blur_path
 from .checks import check_batch
 from .curves import spline_path
 from .energy import energy_ig, energy_path
@@ -201,6 +202,11 @@ METHODS: dict[str, Method] = {
     "MA-GIG": Method(
         lambda case: ma_gig(*_given(case), vae=case.vae, baselines=case.baselines, n_steps=case.n_steps),
         _latent_greedy,
+    ),
+    "Blur IG": Method(
+        lambda case: blur_ig(*_given(case), n_steps=case.n_steps),
+        lambda case: _sampled(blur_path(case.inputs), case.n_steps),
+        lambda case: _sampled(blur_path(case.inputs), 1)[:, 0],
     ),
     "GeoIG-kNN": Method(
         lambda case: geodesic_ig(*_given(case), **_graph(case)),

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from helpers import draw
+from helpers import close, draw, smooth_model
 from scipy import ndimage
 
-from manifold_lib.blur import gaussian_filter
+import manifold_lib as ml
+from manifold_lib.blur import blur_ig, blur_path, gaussian_filter
 
 
 def test_each_image_has_its_own_width_and_the_filter_is_scipys():
@@ -32,3 +33,39 @@ def test_one_pixel_and_both_derivatives():
 def test_vectors_are_refused():
     with pytest.raises(ValueError, match="inputs"):
         gaussian_filter(draw(2, 5), torch.ones(2))
+
+
+def test_the_path_goes_from_the_blurred_image_to_the_image():
+    images, rows = draw(3, 1, 4, 4), torch.arange(3)
+    path = blur_path(images, sigma=2.0)
+    wide = gaussian_filter(images, torch.full((3,), 2.0, dtype=torch.float64))
+    close(path.at(rows, torch.zeros(3, dtype=torch.float64)), wide, 1e-12)
+    assert torch.equal(path.at(rows, torch.ones(3, dtype=torch.float64)), images)
+
+
+@pytest.mark.parametrize("method", ["trapezoid", "gausslegendre"])
+def test_blur_ig_sums_to_the_change_of_the_score(method):
+    model, images = smooth_model(), draw(3, 1, 4, 4)
+    blurred = gaussian_filter(images, torch.full((3,), 3.0, dtype=torch.float64))
+    found = blur_ig(model, images, 1, sigma=3.0, method=method, n_steps=400)
+    close(found.flatten(1).sum(1), (model(images) - model(blurred))[:, 1].detach(), 1e-4)
+    alone = torch.cat([blur_ig(model, one, 1, sigma=3.0, method=method, n_steps=400) for one in images.split(1)])
+    close(found, alone, 1e-12)
+
+
+def test_of_an_affine_score_it_is_the_weight_times_what_the_filter_took():
+    weights, images = draw(16, seed=1), draw(2, 1, 4, 4)
+    blurred = gaussian_filter(images, torch.full((2,), 3.0, dtype=torch.float64))
+    found = blur_ig(lambda x: x.flatten(1) @ weights, images, sigma=3.0)
+    close(found, (images - blurred) * weights.view(1, 4, 4), 1e-12)
+
+
+def test_a_flat_image_has_nothing_to_attribute_and_bad_input_is_named():
+    assert not blur_ig(smooth_model(), torch.full((1, 1, 4, 4), 0.5, dtype=torch.float64), 0).abs().gt(1e-12).any()
+    for sigma in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="sigma"):
+            blur_ig(smooth_model(), draw(1, 1, 4, 4), 0, sigma=sigma)
+    with pytest.raises(ValueError, match="inputs"):
+        blur_ig(lambda x: x, draw(2, 5), 0)
+    info = blur_ig(smooth_model(), draw(1, 1, 4, 4), 0, tolerance=1e-3, return_info=True)[1]
+    assert isinstance(info, ml.Info) and info.converged.all()
