@@ -5,6 +5,7 @@ from .adaptive import Info
 from .attacks import pgd
 from .attribution import expected_gradients, gradient, input_x_gradient, integrated_gradients, smoothgrad
 from .attribution_attacks import Attack, attribution_attack
+from .blur import blur_ig, blur_path
 from .classifiers import PatchNet, labeller, lenet, small_inception, small_resnet, small_vgg, soft_cnn, tiny_cnn
 from .curves import curve_energy, curve_length, resample
 from .energy import energy_ig, energy_path
@@ -59,6 +60,8 @@ __all__ = [
     "attribution_attack",
     "baselines",
     "beta_tcvae_loss",
+    "blur_ig",
+    "blur_path",
     "cancellation_ratio",
     "completeness_error",
     "comprehensiveness",

@@ -59,7 +59,7 @@ class Method(NamedTuple):
     ``baselines`` gives the method's own ones, where it does not start from those of the case.
     """
 
-    maps: Callable[[Case], Tensor]
+    maps: Callable[[Case], Any]
     path: Callable[[Case], Tensor] | None = None
     baselines: Callable[[Case], Tensor] | None = None
 

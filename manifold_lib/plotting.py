@@ -43,6 +43,8 @@ COLOURS = {
     "Guided IG": _BRIGHT[8],
     "Occlusion": _BRIGHT[5],
     "MA-GIG": _BRIGHT[2],
+    "Blur IG": _DARK[7],
+    "expected gradients": _BRIGHT[3],
 }
 _DASHES = {
     "SmoothGrad": "--",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .checks import check_batch, check_count, check_generator, check_positive, warn_non_finite
-from .scores import Model
+from .scores import Model, left_as_found
 
 
 def randomised(model: nn.Module, *, n_layers: int | None = None, generator: torch.Generator | None = None) -> nn.Module:
@@ -35,7 +37,7 @@ def randomised(model: nn.Module, *, n_layers: int | None = None, generator: torc
         raise ValueError(f"model: got {type(model).__name__}, wants an nn.Module, whose layers can be drawn anew")
     check_generator(generator, "cpu")
     copied = copy.deepcopy(model)
-    layers = [
+    layers: list[Any] = [
         layer
         for layer in copied.modules()
         if callable(getattr(layer, "reset_parameters", None)) and any(True for _ in layer.parameters(recurse=False))
@@ -87,12 +89,15 @@ def max_sensitivity(
     check_positive(radius, "radius")
     check_count(n_samples, "n_samples")
     device = check_generator(generator, inputs.device)
-    maps = attribution(model, inputs, target) if maps is None else maps
-    size, worst = maps.flatten(1).norm(dim=1), inputs.new_zeros(len(inputs))
-    for _ in range(n_samples):
-        noise = torch.rand(inputs.shape[1:], generator=generator, device=device, dtype=inputs.dtype)
-        moved = attribution(model, inputs + radius * (2 * noise - 1).to(inputs.device), target)
-        worst = torch.maximum(worst, (moved - maps).flatten(1).norm(dim=1))
+    with left_as_found(model, inputs), warnings.catch_warnings():
+        # the attribution would say with each draw what has been said
+        warnings.filterwarnings("ignore", message="the model is in train mode")
+        maps = attribution(model, inputs, target) if maps is None else maps
+        size, worst = maps.flatten(1).norm(dim=1), inputs.new_zeros(len(inputs))
+        for _ in range(n_samples):
+            noise = torch.rand(inputs.shape[1:], generator=generator, device=device, dtype=inputs.dtype)
+            moved = attribution(model, inputs + radius * (2 * noise - 1).to(inputs.device), target)
+            worst = torch.maximum(worst, (moved - maps).flatten(1).norm(dim=1))
     found = worst / size
     warn_non_finite(found[:, None], "max_sensitivity")
     return found

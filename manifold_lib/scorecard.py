@@ -86,7 +86,7 @@ def transfer_attack(case: Case, *, eps: float, n_steps: int) -> Tensor:
     One attack for all methods: what it does to the others is transfer.
     """
 
-    def attribution(model: Model, inputs: Tensor, target: Any, create_graph: bool = False) -> Tensor:
+    def attribution(model: Model, inputs: Tensor, target: Any, create_graph: bool = False) -> Any:
         return integrated_gradients(model, inputs, target, n_steps=8, create_graph=create_graph)
 
     goals = attribution(case.model, case.inputs, case.target).roll(1, 0)
@@ -116,7 +116,8 @@ def score(case: Case, name: str, truth: Truth, *, attacked: Tensor, others: list
         started = time.perf_counter()
         maps = method.maps(case._replace(model=counted))
         milliseconds = 1000 * (time.perf_counter() - started) / len(maps)
-        values, reasons = {"gradients": torch.full((len(maps),), counted.backward / len(maps))}, {}
+        values = {"gradients": torch.full((len(maps),), counted.backward / len(maps))}
+        reasons: dict[str, str] = {}
         values |= _alignment(maps, truth.basis) | _faithfulness(case, maps)
         if name in _UNSUMMED:
             reasons |= dict.fromkeys(("completeness error", "cancellation"), _NO_SUM)

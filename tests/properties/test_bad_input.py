@@ -203,6 +203,11 @@ FUNCTIONS = {
         f"baselines.{name}": (getattr(ml.baselines, name), {"inputs": inputs})
         for name in ("zero", "constant", "max_distance", "uniform", "gaussian", "blurred", "mean")
     },
+    "blur_ig": (
+        ml.blur_ig,
+        {"model": lambda: model, "inputs": inputs, "target": lambda: 1, "n_steps": lambda: 3, "sigma": lambda: 1.0},
+    ),
+    "blur_path": (ml.blur_path, {"inputs": inputs, "sigma": lambda: 1.0}),
     "straight_path": (ml.straight_path, {"inputs": inputs, "baselines": inputs}),
     "attribution_attack": (
         ml.attribution_attack,
@@ -283,7 +288,7 @@ PASS_ON = ("project", "tangent_fraction", "tangent_share")
 BATCHES = ("inputs", "path", "latents", "vectors", "attributions", "basis", "baselines", "references", "maps")
 BATCHES += ("nodes", "start", "end", "starts", "points", "velocities", "others", "target_maps")
 ASK_FOR_LOGITS = ("insertion_deletion", "comprehensiveness", "log_odds", "purity", "diffid")
-MEASURES = ("pearson", "spearman", "map_mse", "top_k", "ssim")
+MEASURES = ("pearson", "spearman", "map_mse", "top_k", "ssim", "relevance_mass", "relevance_rank")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
