@@ -101,8 +101,9 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 def plot_critical_difference(names: Sequence[str], ranks: Ranks, *, ax: Axes) -> None:
     """Demšar's diagram: the methods on an axis of mean ranks, the best on the left, those that do not differ joined."""
-    check = check_names(names, ranks)
-    order, m = np.argsort(ranks.mean, kind="stable"), len(check)
+    if len(names) != len(ranks.mean):
+        raise ValueError(f"names: got {len(names)}, wants {len(ranks.mean)} like ranks")
+    order, m = np.argsort(ranks.mean, kind="stable"), len(names)
     low, high = 1, m
     bars = cliques(ranks)
     half = (m + 1) // 2
@@ -113,25 +114,19 @@ def plot_critical_difference(names: Sequence[str], ranks: Ranks, *, ax: Axes) ->
     ax.plot([low, high], [0, 0], color="0.1", lw=1)
     for tick in range(low, high + 1):
         ax.plot([tick, tick], [0, 0.15], color="0.1", lw=1)
-        ax.text(tick, 0.22, str(tick), ha="center", va="bottom", fontsize=7)
+        if m <= 10 or tick % 2:
+            ax.text(tick, 0.22, str(tick), ha="center", va="bottom", fontsize=7)
     for place, index in enumerate(order):
         left = place < half
         line = -top - 0.55 * (place if left else m - 1 - place)
         side, edge = ("right", low - 0.3) if left else ("left", high + 0.3)
         rank = float(ranks.mean[index])
         ax.plot([rank, rank, edge], [0, line, line], color="0.45", lw=0.8)
-        gap = -0.08 if left else 0.08
-        ax.text(edge + gap, line, f"{check[index]}  {rank:.1f}", ha=side, va="center", fontsize=7.5)
+        gap = (-0.02 if left else 0.02) * m
+        ax.text(edge + gap, line, f"{names[index]}  {rank:.1f}", ha=side, va="center", fontsize=7.5)
     for level, group in enumerate(bars):
         ends = [float(ranks.mean[group[0]]) - 0.06, float(ranks.mean[group[-1]]) + 0.06]
         ax.plot(ends, [-0.25 - 0.28 * level] * 2, color="0.1", lw=3, solid_capstyle="butt")
     width = ranks.critical_difference
     ax.plot([low, low + width], [0.85, 0.85], color="0.1", lw=1.2, marker="|", ms=6)
-    ax.text(low + width + 0.1, 0.85, f"critical difference {width:.1f}", ha="left", va="center", fontsize=7.5)
-
-
-def check_names(names: Sequence[str], ranks: Ranks) -> Sequence[str]:
-    """As many names as ranks."""
-    if len(names) != len(ranks.mean):
-        raise ValueError(f"names: got {len(names)}, wants {len(ranks.mean)} like ranks")
-    return names
+    ax.text(low + width + 0.03 * m, 0.85, f"critical difference {width:.1f}", ha="left", va="center", fontsize=7.5)
