@@ -90,6 +90,18 @@ def test_every_row_has_the_columns_of_its_header():
         assert len(counts) == 1
 
 
+def test_counts_and_times_of_each_notebook_and_profile():
+    documents = [document(), document(profile="paper"), document(slug="01_first")]
+    documents[0]["provenance"]["seconds"], documents[1]["provenance"]["seconds"] = 200.0, 12.0
+    lines = report.render_counts(documents).splitlines()
+    device = documents[0]["provenance"]["device"]
+    titles = "| notebook | profile | reproduced | not reproduced | inconclusive | not attempted | time | device |"
+    assert lines[0] == titles
+    assert lines[3] == f"| 02 example | `small` | 2 | 0 | 0 | 1 | 3 min | {device} |"
+    assert lines[4] == f"| 02 example | `paper` | 2 | 0 | 0 | 1 | under 1 min | {device} |"
+    assert lines[2].startswith("| 01 first | `small` |") and lines[5:] == [""]
+
+
 def test_smoke_results_are_not_read(readme):
     write(document(profile="smoke"))
     report.main()
