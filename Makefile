@@ -53,7 +53,7 @@ MISSING := $(filter-out $(wildcard $(MADE)),$(MADE))
 
 # ---------------------------------------------------------------------------------------- results
 
-all: $(DONE) .build/report.done ## every notebook, then the report ## small: 5 min a notebook
+all: $(DONE) .build/report.done ## every notebook, then the report ## small: half an hour
 
 $(SLUGS): %: $(BUILD)/%.done
 
@@ -156,6 +156,6 @@ help: ## this list ## at once
 	@echo "PROFILE is one of: $(PROFILES)"
 	@echo
 	@awk -F ' *## *' '/^[a-z]+:.*##/ { sub(/:.*/, "", $$1); printf "  %-10s %-58s %s\n", $$1, $$2, $$3 }' Makefile
-	@for slug in $(SLUGS); do printf '  %-10s %-58s %s\n' $${slug%%_*} "$$slug" "small: 5 min"; done
+	@for slug in $(SLUGS); do printf '  %-10s %-58s %s\n' $${slug%%_*} "$$slug" "small: minutes"; done
 
 FORCE:
