@@ -34,6 +34,8 @@ def gaussian_filter(inputs: Tensor, sigma: Tensor) -> Tensor:
     check_batch(inputs)
     if inputs.ndim != 4:
         raise ValueError(f"inputs: got shape {tuple(inputs.shape)}, wants images (B, C, H, W) to blur")
+    if sigma.shape != inputs.shape[:1] or not (torch.isfinite(sigma) & (sigma >= 0)).all():
+        raise ValueError(f"sigma: got {sigma}, wants ({len(inputs)},) finite widths of at least 0")
     rows, columns = (_filter(side, sigma)[:, None] for side in inputs.shape[2:])
     return rows @ inputs @ columns.mT
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_batch, check_count, check_generator, check_positive, warn_non_finite
+from .checks import check_batch, check_count, check_generator, check_map, check_positive, warn_non_finite
 from .scores import Model, left_as_found
 
 
@@ -45,6 +45,10 @@ def randomised(model: nn.Module, *, n_layers: int | None = None, generator: torc
     count = len(layers) if n_layers is None else check_count(n_layers, "n_layers")
     if not layers or count > len(layers):
         raise ValueError(f"n_layers: got {n_layers}, wants at most {len(layers)}, the model's layers with weights")
+    drawn = {id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)}
+    left = [name for name, parameter in copied.named_parameters() if id(parameter) not in drawn]
+    if n_layers is None and left:
+        raise ValueError(f"model: {', '.join(left)} would stay, wants layers with reset_parameters; or give n_layers")
     seed = int(torch.randint(2**31, (1,), generator=generator))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -92,7 +96,7 @@ def max_sensitivity(
     with left_as_found(model, inputs), warnings.catch_warnings():
         # the attribution would say with each draw what has been said
         warnings.filterwarnings("ignore", message="the model is in train mode")
-        maps = attribution(model, inputs, target) if maps is None else maps
+        maps = check_map(attribution(model, inputs, target) if maps is None else maps, inputs, "maps")
         size, worst = maps.flatten(1).norm(dim=1), inputs.new_zeros(len(inputs))
         for _ in range(n_samples):
             noise = torch.rand(inputs.shape[1:], generator=generator, device=device, dtype=inputs.dtype)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .attribution import integrated_gradients
 from .attribution_attacks import attribution_attack
 from .comparison import METHODS, Case, Counted, at_shares
-from .erasure import comprehensiveness, diffid, log_odds
+from .erasure import RATIOS, comprehensiveness, diffid, log_odds
 from .evaluation import completeness_error, insertion_deletion
 from .metrics import pearson, relevance_mass, relevance_rank, spearman
 from .nearest import nearest_on_manifold
@@ -35,19 +35,17 @@ METRICS = {
     "log-odds": -1,
     "kept under attack": 1,
     "max-sensitivity": -1,
-    "randomised weights": -1,
+    # not of no use, but no merit either: pure noise would do best, and |x − x'| alone keeps most of a map as it was
+    "randomised weights": 0,
     "relevance mass": 1,
     "relevance rank": 1,
-    "gradients": -1,
 }
 _SHARES = (0.25, 0.5, 0.75)
 _NO_SUM = "not in units of the score: no sum to compare"
 _NO_PATH = "no path, or no single one"
 _NO_TRUTH = "the evidence is not known"
 _NO_MANIFOLD = "not searched: too many latents"
-_CONTROL = "never sees the network"
 _UNSUMMED = ("random", "|x − x'|", "gradient", "SmoothGrad")
-_BLIND = ("random", "|x − x'|")
 
 
 class Truth(NamedTuple):
@@ -57,12 +55,14 @@ class Truth(NamedTuple):
     decoder : the generator, (N, *latent) -> (N, *shape); None if unknown.
     latents : (B, S, *latent), where the search for the nearest image starts.
     mask : (B, 1, H, W) bool, the pixels that hold all of the evidence; None if unknown.
+    ink : (B, 1, H, W) bool, those of the mask that are not background, for the rank.
     """
 
     basis: Tensor
     decoder: Callable[[Tensor], Tensor] | None = None
     latents: Tensor | None = None
     mask: Tensor | None = None
+    ink: Tensor | None = None
 
 
 class Card(NamedTuple):
@@ -71,12 +71,14 @@ class Card(NamedTuple):
     maps : (B, *shape).
     values : metric -> (B,).
     reasons : metric -> why it has no value.
+    gradients : images through the network backward, for each explained image; a decoder's passes are not counted.
     milliseconds : per image, of the call that gave the maps.
     """
 
     maps: Tensor
     values: dict[str, Tensor]
     reasons: dict[str, str]
+    gradients: float
     milliseconds: float
 
 
@@ -85,6 +87,8 @@ def transfer_attack(case: Case, *, eps: float, n_steps: int) -> Tensor:
 
     One attack for all methods: what it does to the others is transfer.
     """
+    if len(case.inputs) < 2:
+        raise ValueError(f"inputs: got {len(case.inputs)}, wants at least 2 images, whose maps are each other's goals")
 
     def attribution(model: Model, inputs: Tensor, target: Any, create_graph: bool = False) -> Any:
         return integrated_gradients(model, inputs, target, n_steps=8, create_graph=create_graph)
@@ -104,7 +108,7 @@ def score(case: Case, name: str, truth: Truth, *, attacked: Tensor, others: list
     attacked : Tensor
         (B, *shape), see :func:`transfer_attack`.
     others : list of nn.Module
-        The network with other weights, see :func:`manifold_lib.randomised`; the mean over them is taken.
+        One or more networks with other weights, see :func:`manifold_lib.randomised`; the mean over them is taken.
     n_samples : int
         Draws of the maximum sensitivity.
     """
@@ -113,12 +117,12 @@ def score(case: Case, name: str, truth: Truth, *, attacked: Tensor, others: list
     with warnings.catch_warnings():
         # limits of a few passes are part of the setting, and are said once, in the notebook
         warnings.filterwarnings("ignore", message=".*had not converged")
+        _synchronise(case.inputs)
         started = time.perf_counter()
         maps = method.maps(case._replace(model=counted))
+        _synchronise(case.inputs)
         milliseconds = 1000 * (time.perf_counter() - started) / len(maps)
-        values = {"gradients": torch.full((len(maps),), counted.backward / len(maps))}
-        reasons: dict[str, str] = {}
-        values |= _alignment(maps, truth.basis) | _faithfulness(case, maps)
+        values, reasons = _alignment(maps, truth.basis) | _faithfulness(case, maps), dict[str, str]()
         if name in _UNSUMMED:
             reasons |= dict.fromkeys(("completeness error", "cancellation"), _NO_SUM)
         elif name == "expected gradients":
@@ -127,29 +131,36 @@ def score(case: Case, name: str, truth: Truth, *, attacked: Tensor, others: list
             values |= _sums(case, maps, case.baselines if method.baselines is None else method.baselines(case))
         values["kept under attack"] = pearson(method.maps(case._replace(inputs=attacked)), maps)
         values |= _stability(case, method.maps, maps, n_samples)
-        if name in _BLIND:
-            reasons["randomised weights"] = _CONTROL
-        else:
-            changed = [spearman(method.maps(case._replace(model=other)), maps) for other in others]
-            values["randomised weights"] = torch.stack(changed).mean(0)
+        changed = [spearman(method.maps(case._replace(model=other)), maps) for other in others]
+        values["randomised weights"] = torch.stack(changed).mean(0)
         if method.path is None:
             reasons["path off the manifold"] = _NO_PATH
         elif truth.decoder is None:
             reasons["path off the manifold"] = _NO_MANIFOLD
         else:
             values["path off the manifold"] = _distance(method.path(case), case.inputs, truth)
-    if truth.mask is None:
+    if truth.mask is None or truth.ink is None:
         reasons |= dict.fromkeys(("relevance mass", "relevance rank"), _NO_TRUTH)
     else:
         values["relevance mass"] = relevance_mass(maps, truth.mask)
-        values["relevance rank"] = relevance_rank(maps, truth.mask)
-    return Card(maps, values, reasons, milliseconds)
+        values["relevance rank"] = relevance_rank(maps, truth.ink)
+    for metric in [metric for metric, found in values.items() if not found.isfinite().any()]:
+        reasons[metric] = "no finite value"
+        del values[metric]
+    return Card(maps, values, reasons, counted.backward / len(maps), milliseconds)
+
+
+def _synchronise(inputs: Tensor) -> None:
+    """Wait for a GPU, which a clock on the CPU does not."""
+    if inputs.device.type == "cuda":
+        torch.cuda.synchronize(inputs.device)
 
 
 def _alignment(maps: Tensor, basis: Tensor) -> dict[str, Tensor]:
-    """The fraction in the image's own tangent space, and how much it is above that in three other images'."""
+    """The fraction in the image's own tangent space, and how much it is above that in up to three other images'."""
     own = tangent_fraction(maps, basis)
-    foreign = torch.stack([tangent_fraction(maps, basis.roll(shift, 0)) for shift in (1, 2, 3)]).mean(0)
+    shifts = range(1, min(4, len(maps)))
+    foreign = torch.stack([tangent_fraction(maps, basis.roll(shift, 0)) for shift in shifts]).mean(0)
     return {"tangent fraction": own, "selectivity": own - foreign}
 
 
@@ -161,7 +172,7 @@ def _sums(case: Case, maps: Tensor, baselines: Tensor) -> dict[str, Tensor]:
 
 
 def _faithfulness(case: Case, maps: Tensor) -> dict[str, Tensor]:
-    """Means over ratios: paper 5's curves by probability, its DiffID by hits, paper 4's two by probability."""
+    """Paper 5's curves by probability and its DiffID by hits, means over ratios; paper 4's two, mean over their range."""
     given = (case.model, case.inputs, maps, case.target)
     curves = insertion_deletion(*given, score="probability")
     assert curves.insertion is not None and curves.deletion is not None
@@ -169,9 +180,15 @@ def _faithfulness(case: Case, maps: Tensor) -> dict[str, Tensor]:
         "insertion": curves.insertion.mean(1),
         "deletion": curves.deletion.mean(1),
         "DiffID": diffid(*given),
-        "comprehensiveness": comprehensiveness(*given).mean(1),
-        "log-odds": log_odds(*given).mean(1),
+        "comprehensiveness": _area(comprehensiveness(*given)),
+        "log-odds": _area(log_odds(*given)),
     }
+
+
+def _area(curves: Tensor) -> Tensor:
+    """The area under (B, ratios), over the width: a mean over shares."""
+    ratios = torch.tensor(RATIOS).to(curves)
+    return torch.trapezoid(curves, ratios) / (ratios[-1] - ratios[0])
 
 
 def _stability(case: Case, explain: Callable[[Case], Tensor], maps: Tensor, n_samples: int) -> dict[str, Tensor]:
@@ -186,7 +203,7 @@ def _stability(case: Case, explain: Callable[[Case], Tensor], maps: Tensor, n_sa
 
 
 def _distance(path: Tensor, inputs: Tensor, truth: Truth) -> Tensor:
-    """Mean over three places of ‖p − nearest image of the generator‖ / ‖x‖, an upper bound."""
+    """Mean over three places of ‖p − nearest image of the generator‖ / ‖x‖: a local search, an upper bound."""
     assert truth.decoder is not None and truth.latents is not None
     points = at_shares(path, _SHARES)
     starts = truth.latents[:, None].expand(-1, len(_SHARES), *truth.latents.shape[1:]).flatten(0, 1)

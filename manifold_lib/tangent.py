@@ -194,17 +194,25 @@ def principal_angles(basis: Tensor, other: Tensor) -> Tensor:
     ----------
     basis, other : Tensor
         Orthonormal columns, as of :func:`tangent_basis`; columns of zeros, unused ones, are at π / 2 to everything.
+        Where one holds NaN, that image's angles are NaN.
     """
     for columns, name in ((basis, "basis"), (other, "other")):
-        check_batch(columns, name, min_dim=3)
-        if columns.ndim != 3 or columns.shape[:2] != basis.shape[:2]:
-            raise ValueError(f"{name}: got shape {tuple(columns.shape)}, wants (B, D, K) with B, D = {basis.shape[:2]}")
+        _check_basis(columns, name)
+        if columns.shape[:2] != basis.shape[:2] or (columns.dtype, columns.device) != (basis.dtype, basis.device):
+            got, wants = (f"{part.dtype} {tuple(part.shape)} on {part.device}" for part in (columns, basis))
+            raise ValueError(f"{name}: got {got}, wants columns of the same (B, D) like basis {wants}")
+        sizes = columns.square().sum(1)
+        if not ((sizes - 1).abs() < 1e-3).logical_or(sizes == 0).logical_or(sizes.isnan()).all():
+            raise ValueError(f"{name}: wants orthonormal columns (or zeros), see orthonormal_columns")
     wide, narrow = (basis, other) if basis.shape[2] >= other.shape[2] else (other, basis)
+    finite = torch.isfinite(wide).flatten(1).all(1) & torch.isfinite(narrow).flatten(1).all(1)
+    wide, narrow = (part.where(finite[:, None, None], 0) for part in (wide, narrow))
     _, cosines, vectors = torch.linalg.svd(wide.mT @ narrow, full_matrices=False)
     # the cosine tells small angles apart badly, the sine large ones
     leading = narrow @ vectors.mT
     sines = (leading - wide @ (wide.mT @ leading)).norm(dim=1)
-    return torch.where(cosines.square() > 0.5, sines.clamp_max(1).asin(), cosines.clamp_max(1).acos())
+    angles = torch.where(cosines.square() > 0.5, sines.clamp_max(1).asin(), cosines.clamp_max(1).acos())
+    return angles.where(finite[:, None], torch.nan)
 
 
 def random_fraction(k: int, d: int) -> tuple[float, float]:
@@ -238,11 +246,11 @@ def _half_step_deficit(x: float) -> float:
     return 1 / (4 * x) - 1 / (32 * x**2) - 1 / (128 * x**3) + 5 / (2048 * x**4)
 
 
-def _check_basis(basis: Tensor) -> Tensor:
+def _check_basis(basis: Tensor, name: str = "basis") -> Tensor:
     """A floating-point (B, D, K); a row of NaN, from a decoder that failed for one latent, may pass."""
     if not isinstance(basis, Tensor) or basis.ndim != 3 or basis.numel() == 0 or not basis.is_floating_point():
         got = f"{basis.dtype} {tuple(basis.shape)}" if isinstance(basis, Tensor) else type(basis).__name__
-        raise ValueError(f"basis: got {got}, wants floating point (B, D, K), not empty")
+        raise ValueError(f"{name}: got {got}, wants floating point (B, D, K), not empty")
     return basis
 
 

@@ -33,6 +33,9 @@ def test_one_pixel_and_both_derivatives():
 def test_vectors_are_refused():
     with pytest.raises(ValueError, match="inputs"):
         gaussian_filter(draw(2, 5), torch.ones(2))
+    for sigma in (torch.ones(3), torch.tensor([1.0, -1.0]), torch.tensor([1.0, torch.nan])):
+        with pytest.raises(ValueError, match="sigma"):
+            gaussian_filter(draw(2, 1, 3, 3), sigma)
 
 
 def test_the_path_goes_from_the_blurred_image_to_the_image():

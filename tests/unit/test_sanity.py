@@ -49,6 +49,7 @@ def test_frozen_parameters_stay_frozen():
         (nn.ReLU(), None, "n_layers"),
         (nn.Linear(2, 2), 2, "n_layers"),
         (nn.Linear(2, 2), 0, "n_layers"),
+        (nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2)), None, "in_proj_weight"),
     ],
 )
 def test_what_cannot_be_redrawn_is_refused(model, n_layers, named):
@@ -92,6 +93,11 @@ def test_sensitivity_does_not_depend_on_the_batch_and_takes_maps_at_hand():
     given = ml.max_sensitivity(model, inputs, 1, attribution=counted, n_samples=3, maps=maps, generator=seed())
     torch.testing.assert_close(given, whole)
     assert calls == [5, 5, 5]
+
+
+def test_maps_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="maps"):
+        ml.max_sensitivity(smooth_model(), draw(3, 1, 4, 4), 0, attribution=ml.gradient, maps=draw(1, 1, 4, 4))
 
 
 @pytest.mark.parametrize("options", [{"radius": 0}, {"radius": float("nan")}, {"n_samples": 0}])

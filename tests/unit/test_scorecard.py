@@ -7,6 +7,7 @@ from test_comparison import Coder, case, model
 import manifold_lib as ml
 from manifold_lib import scorecard
 from manifold_lib.comparison import METHODS, at_shares
+from manifold_lib.erasure import RATIOS
 
 pytestmark = pytest.mark.filterwarnings("ignore:spearman", "ignore:pearson")
 
@@ -26,7 +27,7 @@ def truth(given, **more):
     latents = Coder.encode(given.inputs)
     mask = torch.zeros_like(given.inputs, dtype=torch.bool)
     mask[..., :3] = True
-    known = {"decoder": Coder.decode, "latents": latents[:, None], "mask": mask} | more
+    known = {"decoder": Coder.decode, "latents": latents[:, None], "mask": mask, "ink": mask} | more
     return scorecard.Truth(ml.tangent_basis(Coder.decode, latents), **known)
 
 
@@ -54,8 +55,9 @@ def test_values_are_those_of_the_functions_behind_them():
     maps, values = found.maps, found.values
     args = (model, given.inputs, maps, given.target)
     torch.testing.assert_close(values["DiffID"], ml.diffid(*args))
-    torch.testing.assert_close(values["log-odds"], ml.log_odds(*args).mean(1))
-    torch.testing.assert_close(values["comprehensiveness"], ml.comprehensiveness(*args).mean(1))
+    shares = torch.tensor(RATIOS, dtype=torch.float64)
+    for name, function in (("log-odds", ml.log_odds), ("comprehensiveness", ml.comprehensiveness)):
+        torch.testing.assert_close(values[name], torch.trapezoid(function(*args), shares) / 0.64)
     torch.testing.assert_close(values["completeness error"], ml.completeness_error(*args))
     curves = ml.insertion_deletion(*args, score="probability")
     torch.testing.assert_close(values["insertion"] - values["deletion"], (curves.insertion - curves.deletion).mean(1))
@@ -65,7 +67,7 @@ def test_values_are_those_of_the_functions_behind_them():
     torch.testing.assert_close(values["selectivity"], ml.tangent_fraction(maps, basis) - other)
     flipped = METHODS["IG"].maps(given._replace(inputs=given.inputs.flip(3)))
     torch.testing.assert_close(values["kept under attack"], ml.pearson(flipped, maps))
-    assert (values["gradients"] >= given.n_steps).all()
+    assert found.gradients >= given.n_steps
 
 
 def test_a_path_through_the_generator_is_on_its_manifold_and_the_straight_one_is_off():
@@ -81,7 +83,20 @@ def test_a_path_through_the_generator_is_on_its_manifold_and_the_straight_one_is
 def test_what_is_not_known_has_its_reason():
     _, found = card("IG", lambda given: truth(given, decoder=None, latents=None, mask=None))
     assert set(found.reasons) == {"path off the manifold", "relevance mass", "relevance rank"}
-    assert card("random")[1].reasons["randomised weights"] == "never sees the network"
+    torch.testing.assert_close(card("random")[1].values["randomised weights"], torch.ones(4, dtype=torch.float64))
+    blank = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 4)).double()]
+    torch.nn.init.zeros_(blank[0][1].weight)
+    with pytest.warns(RuntimeWarning, match="spearman"):
+        found = card("gradient", others=blank)[1]
+    assert found.reasons["randomised weights"] == "no finite value"
+
+
+def test_two_images_will_do_and_one_has_no_other():
+    given = case(2)
+    options = {"attacked": given.inputs.flip(3), "others": [Net()], "n_samples": 1}
+    assert scorecard.score(given, "IG", truth(given), **options).values["selectivity"].isfinite().all()
+    with pytest.raises(ValueError, match="inputs"):
+        scorecard.transfer_attack(case(1), eps=0.05, n_steps=2)
 
 
 def test_the_attack_moves_ig_within_its_ball_and_keeps_the_prediction():

@@ -624,6 +624,14 @@ def test_an_unused_column_is_at_a_right_angle_to_everything():
 
 def test_angles_between_other_spaces_are_refused():
     a = torch.linalg.qr(draw(2, 9, 3))[0]
-    for other in (a[:1], a[:, :5], a[0]):
+    for other in (a[:1], a[:, :5], a[0], a.float(), 3 * a):
         with pytest.raises(ValueError, match="other"):
             ml.principal_angles(a, other)
+
+
+def test_angles_of_a_decoder_that_failed_for_one_image_are_nan_there():
+    a = torch.linalg.qr(draw(2, 9, 3))[0]
+    failed = a.clone()
+    failed[0] = torch.nan
+    found = ml.principal_angles(failed, a)
+    assert found[0].isnan().all() and found[1].abs().max() < 1e-7
