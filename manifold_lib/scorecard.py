@@ -172,7 +172,7 @@ def _sums(case: Case, maps: Tensor, baselines: Tensor) -> dict[str, Tensor]:
 
 
 def _faithfulness(case: Case, maps: Tensor) -> dict[str, Tensor]:
-    """Paper 5's curves by probability and its DiffID by hits, means over ratios; paper 4's two, mean over their range."""
+    """Paper 5's curves by probability and its DiffID by hits, paper 4's two; means over ratios."""
     given = (case.model, case.inputs, maps, case.target)
     curves = insertion_deletion(*given, score="probability")
     assert curves.insertion is not None and curves.deletion is not None
