@@ -89,7 +89,10 @@ def test_unknown_names_are_refused():
             call("resnet")
 
 
-@pytest.mark.parametrize("name", zoo.RECIPES)
+FROM_FILES = [name for name, recipe in zoo.RECIPES.items() if recipe.data != "shapes"]  # shapes are drawn
+
+
+@pytest.mark.parametrize("name", FROM_FILES)
 def test_missing_weights_and_missing_data(folders, name):
     with pytest.raises(data.DataNotFound):
         zoo.load(name)
@@ -107,6 +110,14 @@ def test_a_missing_model_is_trained_then_loaded(tiny, monkeypatch):
     assert not list(runtime.CACHE.rglob("*.ckpt")), "no checkpoint is left of a finished training"
     monkeypatch.setattr(zoo, "train", None)
     assert torch.equal(zoo.load(tiny).decoder[0].weight, model.decoder[0].weight)
+
+
+def test_models_of_drawn_images_need_no_files(folders, monkeypatch):
+    assert {name for name in zoo.RECIPES if name.startswith("shapes")} == set(zoo.RECIPES) - set(FROM_FILES)
+    few = data.Dataset(torch.rand(40, 1, 32, 32), torch.arange(40) % 4, "0" * 64)
+    monkeypatch.setattr(zoo, "_images", lambda name, train: few)
+    monkeypatch.setitem(zoo.RECIPES, "shapes-softplus", zoo.RECIPES["shapes-softplus"]._replace(epochs=1))
+    assert zoo.load("shapes-softplus")(few.inputs).shape == (40, 4)
 
 
 def test_training_again_gives_the_same_file(tiny):
