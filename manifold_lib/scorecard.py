@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from .evaluation import completeness_error, insertion_deletion
 from .metrics import pearson, relevance_mass, relevance_rank, spearman
 from .nearest import nearest_on_manifold
 from .sanity import max_sensitivity
-from .scores import LEAST_CHANGE, Model, score_change
+from .scores import LEAST_CHANGE, score_change
 from .tangent import tangent_fraction
 
 # name -> 1 where more is better, −1 where less is, 0 where it is neither
@@ -90,9 +91,7 @@ def transfer_attack(case: Case, *, eps: float, n_steps: int) -> Tensor:
     if len(case.inputs) < 2:
         raise ValueError(f"inputs: got {len(case.inputs)}, wants at least 2 images, whose maps are each other's goals")
 
-    def attribution(model: Model, inputs: Tensor, target: Any, create_graph: bool = False) -> Any:
-        return integrated_gradients(model, inputs, target, n_steps=8, create_graph=create_graph)
-
+    attribution: Any = functools.partial(integrated_gradients, n_steps=8)
     goals = attribution(case.model, case.inputs, case.target).roll(1, 0)
     found = attribution_attack(
         case.model, case.inputs, goals, case.target, attribution=attribution, eps=eps, n_steps=n_steps
@@ -130,7 +129,12 @@ def score(case: Case, name: str, truth: Truth, *, attacked: Tensor, others: list
         else:
             values |= _sums(case, maps, case.baselines if method.baselines is None else method.baselines(case))
         values["kept under attack"] = pearson(method.maps(case._replace(inputs=attacked)), maps)
-        values |= _stability(case, method.maps, maps, n_samples)
+        noise = {"n_samples": n_samples, "generator": torch.Generator().manual_seed(case.seed), "maps": maps}
+        values["max-sensitivity"] = max_sensitivity(
+            *(case.model, case.inputs, case.target),
+            attribution=lambda model, inputs, target: method.maps(case._replace(inputs=inputs)),
+            **noise,
+        )
         changed = [spearman(method.maps(case._replace(model=other)), maps) for other in others]
         values["randomised weights"] = torch.stack(changed).mean(0)
         if method.path is None:
@@ -189,17 +193,6 @@ def _area(curves: Tensor) -> Tensor:
     """The area under (B, ratios), over the width: a mean over shares."""
     ratios = torch.tensor(RATIOS).to(curves)
     return torch.trapezoid(curves, ratios) / (ratios[-1] - ratios[0])
-
-
-def _stability(case: Case, explain: Callable[[Case], Tensor], maps: Tensor, n_samples: int) -> dict[str, Tensor]:
-    def attribution(model: Model, inputs: Tensor, target: Any) -> Tensor:
-        return explain(case._replace(inputs=inputs))
-
-    generator = torch.Generator().manual_seed(case.seed)
-    options = {"maps": maps, "n_samples": n_samples, "generator": generator}
-    return {
-        "max-sensitivity": max_sensitivity(case.model, case.inputs, case.target, attribution=attribution, **options)
-    }
 
 
 def _distance(path: Tensor, inputs: Tensor, truth: Truth) -> Tensor:
