@@ -157,43 +157,44 @@ def geodesics_by_search(
 ) -> Tensor:
     """Paper 4: edge integrals in one batch, then for each input a search of its own in Python, without a heuristic.
 
-    The integral of each edge on a path is looked up among all edges. One baseline node serves all; theirs has a copy
-    for each input.
+    As released: neighbours among the inputs, themselves included; a copy of the baseline for each input, joined to the
+    inputs nearest to it; lists of neighbours made anew, by way of a set, at each edge; the integral of each edge on a
+    path looked up among all edges.
     """
-    nodes = torch.cat([points, baseline])
-    nearest = NearestNeighbors(n_neighbors=n_neighbors + 1).fit(nodes.numpy()).kneighbors(return_distance=False)
-    starts = torch.arange(len(nodes)).repeat_interleave(n_neighbors + 1)
-    edges = torch.stack([starts, torch.from_numpy(nearest).flatten()], 1)
-    edges = edges[edges[:, 0] != edges[:, 1]]
+    n_points = len(points)
+    nodes = torch.cat([points, baseline.expand_as(points)])
+    search = NearestNeighbors(n_neighbors=n_neighbors).fit(points.numpy())
+    ends = torch.from_numpy(search.kneighbors(nodes.numpy(), return_distance=False)).flatten()
+    starts = torch.arange(len(nodes)).repeat_interleave(n_neighbors)
     times, weights = (torch.from_numpy(part).float() for part in roots_legendre(n_steps))
-    here, there = nodes[edges[:, 0]], nodes[edges[:, 1]]
+    here, there = nodes[starts], nodes[ends]
     inner = (here[:, None] + ((times + 1) / 2)[:, None] * (there - here)[:, None]).requires_grad_()
     slopes = model.gradient(model(inner.flatten(0, 1)).sum(), inner) * (weights / 2)[:, None]
     integrals, costs = slopes.sum(1) * (there - here), slopes.norm(dim=2).sum(1) * (there - here).norm(dim=1)
     ahead: dict[int, list[tuple[int, float]]] = {}
-    for (i, j), cost in zip(edges.tolist(), costs.tolist(), strict=True):
-        ahead[i] = list({*ahead.get(i, []), (j, cost)})
+    for i, j, cost in zip(starts.tolist(), ends.tolist(), costs.tolist(), strict=True):
         ahead[j] = list({*ahead.get(j, []), (i, cost)})
+        ahead[i] = list({*ahead.get(i, []), (j, cost)})
     maps = torch.zeros_like(points)
-    for row in range(len(points)):
+    for row in range(n_points):
         counts["searches"] += 1
-        queue, before, done = [(0.0, len(points), -1)], {}, set()
+        queue, reached, before = [(0.0, row, -1)], {row: 0.0}, {}
         while queue:
             cost, node, last = heapq.heappop(queue)
-            if node in done:
+            if node in before:
                 continue
-            done.add(node)
             before[node] = last
-            if node == row:
+            if node == n_points + row:
                 break
             for other, more in ahead[node]:
-                if other not in done:
+                if cost + more < reached.get(other, float("inf")):
+                    reached[other] = cost + more
                     heapq.heappush(queue, (cost + more, other, node))
-        node = row
-        while before.get(node, -1) >= 0:
+        node = n_points + row
+        while before[node] >= 0:
             counts["lookups"] += 1
-            forth = ((edges[:, 0] == before[node]) & (edges[:, 1] == node)).nonzero()[:, 0]
-            back = ((edges[:, 0] == node) & (edges[:, 1] == before[node])).nonzero()[:, 0]
-            maps[row] += integrals[forth[0]] if len(forth) else -integrals[back[0]]
-            node = before[node]
+            last = before[node]
+            found = ((starts == last) & (ends == node) | (starts == node) & (ends == last)).nonzero()[0, 0]
+            maps[row] += integrals[found] if ends[found] == last else -integrals[found]
+            node = last
     return maps
