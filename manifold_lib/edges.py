@@ -69,10 +69,9 @@ def refine(
     """
     ends = torch.from_numpy(edges).to(graph.vertices.device)
     integrals = integrals.clone()
-    visited, place = ends.unique(return_inverse=True)
-    values = _scores(model, graph, visited, label, size)
-    change = values[place[:, 1]] - values[place[:, 0]]
-    bound = _TOLERANCE * change.abs().clamp_min(0.05 * _spread(model, graph, label, size))
+    values = _scores(model, graph, ends, label, size)
+    change = values[ends[:, 1]] - values[ends[:, 0]]
+    bound = _TOLERANCE * change.abs().clamp_min(0.05 * _spread(values[: graph.n_nodes]))
     times, weights = rule("gausslegendre", n_nodes, graph.vertices)
     for n_pieces in _PIECES:
         missed = ((integrals.flatten(1).sum(1) - change).abs() > bound).nonzero().squeeze(1)
@@ -139,18 +138,20 @@ def _epsilon(model: Model, graph: Graph, label: Tensor | None, size: int) -> flo
     return max(_EPSILON * float(torch.cat(norms).nanmedian()), _LEAST_EPSILON) ** 2
 
 
-def _spread(model: Model, graph: Graph, label: Tensor | None, size: int) -> float:
+def _spread(scores: Tensor) -> float:
     """Interquartile range of f at the nodes, which no input and no single score of infinity changes."""
-    values = _scores(model, graph, torch.arange(graph.n_nodes, device=graph.vertices.device), label, size).double()
-    values = values[torch.isfinite(values)]
+    values = scores[torch.isfinite(scores)].double()
     return float(torch.quantile(values, 0.75) - torch.quantile(values, 0.25)) if len(values) else 0.0
 
 
-def _scores(model: Model, graph: Graph, vertices: Tensor, label: Tensor | None, size: int) -> Tensor:
-    """f at some vertices: (n,)."""
-    return torch.cat(
+def _scores(model: Model, graph: Graph, ends: Tensor, label: Tensor | None, size: int) -> Tensor:
+    """f at the nodes and at the ends of some edges, NaN at the other vertices: (V,)."""
+    wanted = torch.arange(len(graph.vertices), device=ends.device) < graph.n_nodes
+    wanted[ends] = True
+    values = torch.cat(
         [
             score(model, points, None if label is None else label.expand(len(points)), size)
-            for points in graph.images(graph.vertices[vertices], size)
+            for points in graph.images(graph.vertices[wanted], size)
         ]
     )
+    return values.new_full(wanted.shape, torch.nan).masked_scatter(wanted, values)

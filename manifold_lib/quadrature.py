@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -57,7 +58,7 @@ def rule(method: str, n_steps: int, like: Tensor) -> tuple[Tensor, Tensor]:
     Captum's trapezoid weights do not (they sum to 1 − 1/n), so its attributions fall short by that share.
     """
     if method == "gausslegendre":
-        roots, gauss = roots_legendre(n_steps)
+        roots, gauss = _legendre(n_steps)
         nodes, weights = torch.from_numpy((roots + 1) / 2), torch.from_numpy(gauss / 2)
     else:
         first = {"trapezoid": 0.0, "left": 0.0, "right": 1.0, "midpoint": 0.5}[method]
@@ -67,6 +68,9 @@ def rule(method: str, n_steps: int, like: Tensor) -> tuple[Tensor, Tensor]:
         if method == "trapezoid":
             weights[[0, -1]] /= 2
     return nodes.to(like), weights.to(like)
+
+
+_legendre = functools.lru_cache(64)(roots_legendre)  # as dear as the gradients of a small network
 
 
 def mean_gradient(
