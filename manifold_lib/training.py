@@ -132,6 +132,12 @@ def classification_loss(model: nn.Module, batch: Batch, moment: Moment) -> Tenso
     return F.cross_entropy(model(inputs).float(), labels)
 
 
+def multilabel_loss(model: nn.Module, batch: Batch, moment: Moment) -> Tensor:
+    """Binary cross-entropy of each class by itself, labels (B, classes) of 0 and 1."""
+    inputs, labels = batch
+    return F.binary_cross_entropy_with_logits(model(inputs).float(), labels)
+
+
 def adversarial_loss(eps: tuple[float, ...], *, n_steps: int = 10, norm_scope: str = "sample") -> Loss:
     """Cross-entropy on L2-PGD examples (Madry et al. 2018), as in paper 1, Fig. 4.
 
