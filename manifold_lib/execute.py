@@ -258,6 +258,8 @@ def main() -> int:
         strip(arguments.source, arguments.target)
         return 0
 
+    # captum asks for tqdm's widgets, which nobody sees in a run without a reader
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     if data := os.environ.get("MANIFOLD_DATA", "").strip():
         os.environ["MANIFOLD_DATA"] = str(Path(data).expanduser().resolve())  # the kernel starts in another folder
     os.chdir(ROOT)
