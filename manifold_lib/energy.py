@@ -72,7 +72,13 @@ def energy_ig(
             attributions = (inputs - baselines) * _released_sum(model, found.points, classes, size)
         else:
             attributions, _ = adaptive_integral(
-                model, polyline(found.points), classes, tolerance=_TOLERANCE, n_edges=n_steps, most=None, size=size
+                model,
+                polyline(found.points),
+                classes,
+                tolerance=_TOLERANCE,
+                n_edges=n_steps,
+                most=max(1024, 4 * n_steps),
+                size=size,
             )
         delta = None
         if return_convergence_delta:
@@ -112,11 +118,13 @@ def energy_path(
     energy : {"curve", "potential"}
         ``"curve"``: the energy ½ n Σ (‖∇f‖² + ε) ‖Δγ‖² of a curve in the conformal metric, whose minimum is a geodesic
         of it; ε = (0.01 · median ‖∇f‖ on the straight line)². ``"potential"``: Σ_i ‖γ_i − γ⁰_i‖ + sign · β ‖∇f(γ_i)‖,
-        the paper's, of points that know nothing of each other.
+        the paper's, of points that know nothing of each other; its steps are 0.01 in the units of the inputs, as
+        released, so that inputs far from the order of 1 want to be scaled.
     beta : float
-        β, in input units per gradient unit. A point leaves the line only where β ‖∇‖∇f‖‖ is above 1, its pull.
+        Of ``"potential"`` alone: β, in input units per gradient unit. A point leaves the line only where β ‖∇‖∇f‖‖ is
+        above 1, its pull.
     sign : {1, -1}
-        1 as intended, away from large gradients; −1 as printed and released, towards them.
+        Of ``"potential"`` alone: 1 as intended, away from large gradients; −1 as printed and released, towards them.
     max_iter : int, optional
         Passes over all points of a path; 100 for ``"curve"``, 500 for ``"potential"``. With 0 the line stays straight.
 
@@ -129,7 +137,8 @@ def energy_path(
     Raises
     ------
     ValueError
-        For bad input, and for a score whose second derivative is zero although its gradient changes.
+        For bad input, and for a score whose second derivative is zero on every path although its gradient changes. An
+        image of which this is true beside others keeps its straight line and counts as not converged.
     """
     baselines = _check(inputs, baselines, n_steps, energy, beta, sign, max_iter)
     inputs = inputs.detach()
@@ -162,12 +171,12 @@ def _relaxed(
     slope = functools.partial(slope_turns, model, inputs.shape[1:], size, turn=moves)
     lines = functools.partial(_first_lines, inputs.flatten(1), baselines.flatten(1), n_steps, published)
     epsilon = inputs.new_empty(len(inputs))
-    bends, turns_up = False, False
+    bends, turns_up = torch.zeros(2, len(inputs), dtype=torch.bool, device=inputs.device)
     for rows in blocks:
         squares, turns = slope(lines(rows), None if target is None else target[rows])
-        epsilon[rows] = floors(squares)
-        bends, turns_up = bends or uneven(squares), turns_up or bool(turns.count_nonzero())
-    if moves and bends and not turns_up:
+        epsilon[rows], bends[rows], turns_up[rows] = floors(squares), uneven(squares), turns.flatten(1).any(1)
+    stuck = bends & ~turns_up
+    if moves and stuck.any() and not turns_up.any():
         raise ValueError(
             "model: its second derivative is zero wherever it was taken, as that of a network of ReLU is, and a path "
             "cannot tell where the gradient falls; explain log-probabilities, or put softplus in the place of ReLU"
@@ -187,6 +196,8 @@ def _relaxed(
         length = (metric.sqrt() * found[0].diff(dim=1).norm(dim=2)).sum(1)
         parts.append((found[0].unflatten(2, inputs.shape[1:]), found[1], length, *found[2:]))
     result = Geodesic(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    if moves:
+        result = result._replace(converged=result.converged & ~stuck)
     late = int((~result.converged & ~result.energy.isnan()).sum())  # NaN is counted elsewhere
     if late and moves:
         message = f"energy_path: {late} of {len(inputs)} paths had not converged after {most} iterations"

@@ -159,8 +159,8 @@ def insertion_deletion(
             for pair in chunks:
                 rows, n_gone = pair // len(counts), counts[pair % len(counts)]
                 logits = checked_scores(model(_replaced(inputs, ranks, rows, n_gone, value, kind)), len(rows))
-                if logits.ndim == 1:
-                    raise ValueError("model: got scores (B,), wants logits (B, C)")
+                if logits.ndim == 1 or logits.shape[1] == 1:
+                    raise ValueError(f"model: got scores (B{', 1' if logits.ndim > 1 else ','}), wants logits (B, C)")
                 if classes is None:
                     classes = target_from(logits, target, len(inputs))
                 assert classes is not None

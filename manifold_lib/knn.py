@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .bridges import bridges
 from .checks import check_batch, check_choice, check_count, check_like, warn_non_finite
-from .edges import Graph, edge_integrals, refine
+from .edges import Edges, Graph, edge_integrals, refine
 from .graph import Indices, nearest_nodes, neighbour_edges, shortest_paths, walk_back
 from .latent import decoder_of, encode
 from .passes import plan_passes
@@ -26,7 +27,8 @@ class GraphPaths(NamedTuple):
 
     points : (B, T, *shape), the vertices, ends included; a path with fewer of them stays at its end. In latents where
         the graph is in latents.
-    length : (B,), in the metric: for ``"conformal"`` and ``"rank1"`` in score units, at least |Δf| but for quadrature.
+    length : (B,), in the metric: for ``"conformal"`` and ``"rank1"`` in score units, at least |Δf| between the ends of
+        the path (in a graph of latents the decoded ones).
     n_hops : (B,) int64, edges.
     """
 
@@ -93,8 +95,10 @@ def geodesic_ig(
         model, size = plan_passes(model, inputs, n_nodes * len(nodes), internal_batch_size, exact=True)
         classes = resolve_target(model, inputs, target, size)
         graph = _draw(inputs, nodes, baselines, n_neighbors, space, size)
+        n_missed = 0
         for found in _searches(model, graph, classes, metric, n_nodes, size):
-            attributions[found.rows] = _along(model, graph, found, n_nodes, size)
+            attributions[found.rows], missed = _along(model, graph, found, n_nodes, size)
+            n_missed += int(missed.sum())
         if space is not None:
             with torch.no_grad():
                 lines = graph.decoded_lines(size)
@@ -103,6 +107,9 @@ def geodesic_ig(
         delta = None
         if return_convergence_delta:
             delta = attributions.flatten(1).sum(1) - score_change(model, inputs, baselines, classes, size)
+    if n_missed:
+        message = f"geodesic_ig: {n_missed} of {len(inputs)} sums miss f(x) - f(x') by more than 1 %; take more n_nodes"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
     warn_non_finite(attributions, "geodesic_ig")
     return attributions if delta is None else (attributions, delta)
 
@@ -126,12 +133,13 @@ def geodesic_paths(
         model, size = plan_passes(model, inputs, n_nodes * len(nodes), internal_batch_size, exact=True)
         classes = resolve_target(model, inputs, target, size)
         graph = _draw(inputs, nodes, baselines, n_neighbors, space, size)
-        # the integrals of the edges are not kept
+        # what the edges hold is not kept
         every = _searches(model, graph, classes, metric, n_nodes, size)
-        searches = [found._replace(integrals=inputs.new_zeros(0)) for found in every]
-    order = np.argsort(np.concatenate([found.rows for found in searches]))
-    vertices = _stacked([found.vertices for found in searches])[order]
-    length = torch.cat([found.length for found in searches])[torch.from_numpy(order).to(inputs.device)]
+        searches = [(found.rows, found.vertices, found.length) for found in every]
+    rows, parts, lengths = zip(*searches, strict=True)
+    order = np.argsort(np.concatenate(rows))
+    vertices = _stacked(list(parts))[order]
+    length = torch.cat(lengths)[torch.from_numpy(order).to(inputs.device)]
     n_hops = torch.from_numpy((vertices[:, 1:] != vertices[:, :-1]).sum(1)).to(inputs.device)
     return GraphPaths(graph.vertices[torch.from_numpy(vertices).to(inputs.device)], length.to(inputs.dtype), n_hops)
 
@@ -143,8 +151,7 @@ class _Found(NamedTuple):
     rows: Indices
     vertices: Indices
     length: Tensor
-    edges: Indices
-    integrals: Tensor
+    edges: Edges
 
 
 def _check(
@@ -182,7 +189,14 @@ def _draw(inputs: Tensor, nodes: Tensor, baselines: Tensor, n_neighbors: int, sp
     vertices = torch.cat([groups[0][torch.from_numpy(kept).to(inputs.device)], *groups[1:]])
     begin = places[own.cpu().numpy()]
     return Graph(
-        vertices, edges, len(kept), begin, np.where(same, begin, places[len(starts) :]), inputs.shape[1:], decode
+        vertices,
+        edges,
+        len(kept),
+        begin,
+        np.where(same, begin, places[len(starts) :]),
+        inputs.shape[1:],
+        inputs.dtype,
+        decode,
     )
 
 
@@ -196,16 +210,16 @@ def _searches(
         used[graph.starts[rows]] = used[graph.ends[rows]] = True
         edges = graph.edges[used[graph.edges].all(1)]
         edges = edges[np.lexsort(edges.T[::-1])]
-        integrals, costs = edge_integrals(model, graph, edges, label, metric, n_nodes, size)
+        known = edge_integrals(model, graph, edges, label, metric, n_nodes, size)
         rows = rows[np.argsort(graph.starts[rows], kind="stable")]
         sources, first = np.unique(graph.starts[rows], return_index=True)
         vertices, lengths = [], []
         for source, members in zip(sources, np.split(rows, first[1:]), strict=True):
-            distance, before = shortest_paths(len(graph.vertices), graph.n_nodes, edges, costs, int(source))
+            distance, before = shortest_paths(len(graph.vertices), graph.n_nodes, edges, known.costs, int(source))
             vertices.append(walk_back(before, graph.ends[members]))
             lengths.append(distance[graph.ends[members]])
         length = torch.from_numpy(np.concatenate(lengths)).to(graph.vertices.device)
-        yield _Found(label, rows, _stacked(vertices), length, edges, integrals)
+        yield _Found(label, rows, _stacked(vertices), length, known)
 
 
 def _stacked(parts: list[Indices]) -> Indices:
@@ -214,20 +228,26 @@ def _stacked(parts: list[Indices]) -> Indices:
     return np.concatenate([np.pad(part, ((0, 0), (0, longest - part.shape[1])), mode="edge") for part in parts])
 
 
-def _along(model: Model, graph: Graph, found: _Found, n_nodes: int, size: int) -> Tensor:
-    """Sums of the integrals of the edges on each path, NaN where there is none: (n, *shape)."""
+def _along(model: Model, graph: Graph, found: _Found, n_nodes: int, size: int) -> tuple[Tensor, Tensor]:
+    """Sums of the integrals of the edges on each path, NaN where there is none, and which are off: (n, *shape) (n,)."""
     here, there = found.vertices[:, :-1], found.vertices[:, 1:]
     moves = here != there
-    total = empty_sum(graph.vertices.new_zeros(len(here), *graph.shape))
+    total = empty_sum(graph.vertices.new_zeros(len(here), *graph.shape, dtype=graph.dtype))
+    missed = torch.zeros(len(here), dtype=torch.bool, device=total.device)
     if moves.any():
         here, there, n = here[moves], there[moves], len(graph.vertices)
-        edges = np.searchsorted(found.edges @ [n, 1], np.minimum(here, there) * n + np.maximum(here, there))
+        edges = np.searchsorted(found.edges.ends @ [n, 1], np.minimum(here, there) * n + np.maximum(here, there))
         used, place = np.unique(edges, return_inverse=True)
-        integrals = found.integrals[torch.from_numpy(used).to(total.device)]
-        integrals = refine(model, graph, found.edges[used], integrals, found.label, n_nodes, size).to(total)
+        every = torch.from_numpy(used).to(total.device)
+        whole = found.edges
+        known = Edges(
+            *(whole.ends[used], whole.integrals[every], whole.costs[used], whole.change[every], whole.rounding[every])
+        )
         # one row for each path: +1 where it goes along an edge i -> j, -1 where it comes back
         at, signs = torch.from_numpy(np.stack([moves.nonzero()[0], place])), torch.from_numpy(np.sign(there - here))
         paths = torch.sparse_coo_tensor(at, signs, (len(total), len(used)), check_invariants=False).to(total)
-        total = torch.sparse.mm(paths, integrals.flatten(1)).view_as(total)
+        total = torch.sparse.mm(paths, known.integrals.to(total).flatten(1)).view_as(total)
+        each = (*at.to(total.device), signs.to(total.device))
+        missed = refine(model, graph, known, each, total, found.label, n_nodes, size)
     total[torch.isinf(found.length)] = torch.nan
-    return total.to(graph.vertices.dtype)
+    return total.to(graph.dtype), missed

@@ -60,9 +60,9 @@ def floors(squares: Tensor) -> Tensor:
     return torch.maximum(_EPSILON * norms.median(1).values, least).square()
 
 
-def uneven(squares: Tensor) -> bool:
-    """Whether ‖∇f‖ changes along any of the paths."""
-    return bool(((squares - squares[:, :1]).abs() > 1e-4 * squares.amax(1, keepdim=True)).any())
+def uneven(squares: Tensor) -> Tensor:
+    """Whether ‖∇f‖ changes along each path: (B,)."""
+    return ((squares - squares[:, :1]).abs() > 1e-4 * squares.amax(1, keepdim=True)).any(1)
 
 
 def relax_curves(
