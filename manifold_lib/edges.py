@@ -83,7 +83,7 @@ def edge_integrals(
     rounding = 4 * torch.finfo(integrals.dtype).eps * torch.maximum(here.abs(), there.abs())
     if metric != "euclidean":
         least = (there - here).abs() - rounding
-        costs = torch.where(least > 1.01 * costs, least, costs)
+        costs = torch.where(least > costs, least, costs)
     return Edges(edges, integrals, costs.cpu().numpy(), there - here, rounding)
 
 

@@ -279,3 +279,27 @@ def test_images_are_relaxed_in_blocks_that_change_nothing():
     blocks = ml.energy_path(model, inputs, 1, n_steps=8, max_iter=20, internal_batch_size=16)
     for a, b in zip(whole, blocks, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_an_image_that_cannot_move_keeps_its_line_and_counts_as_not_converged():
+    def model(x):
+        return torch.relu(x[:, 0] - 0.3) + torch.relu(x[:, 1]).square()
+
+    stuck, free = torch.tensor([[1.0, -1.0]]).double(), torch.tensor([[1.0, 1.0]]).double()
+    with pytest.raises(ValueError, match="second derivative is zero"):
+        ml.energy_path(model, stuck, n_steps=8)
+    with pytest.warns(RuntimeWarning, match="1 of 2 paths had not converged"):
+        found = ml.energy_path(model, torch.cat([stuck, free]), n_steps=8)
+    assert found.converged.tolist() == [False, True]
+    way = torch.linspace(0, 1, 9).double()[:, None] * stuck
+    off = found.points[0] - (found.points[0] @ stuck.T) / 2 * stuck  # what is off the line
+    assert off.abs().max() < 1e-9 and torch.equal(found.points[0, [0, -1]], way[[0, -1]])
+
+
+def test_more_segments_than_the_refinement_begins_with_are_refined_too():
+    def model(x):
+        return torch.tanh(3e4 * (x - 0.3)).sum(1)
+
+    inputs = torch.rand(3, 2, generator=torch.Generator().manual_seed(0)).double() + 0.5
+    _, delta = ml.energy_ig(model, inputs, n_steps=1100, max_iter=0, return_convergence_delta=True)
+    assert delta.abs().max() < 0.1

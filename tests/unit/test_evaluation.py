@@ -235,3 +235,10 @@ def test_given_classes_cost_no_passes_and_are_checked_all_the_same():
     assert len(counting.calls) == 1
     with pytest.raises(ValueError, match="target: got classes 7 to 7, wants 0 to 2"):
         ml.insertion_deletion(counting, inputs, maps, 7)
+
+
+def test_one_column_of_scores_is_no_probability():
+    model, inputs = (lambda x: x.flatten(1).sum(1, keepdim=True)), torch.rand(2, 1, 4, 4)
+    for measure in (ml.comprehensiveness, ml.log_odds, ml.diffid):
+        with pytest.raises(ValueError, match=r"got scores \(B, 1\), wants logits"):
+            measure(model, inputs, inputs, 0)

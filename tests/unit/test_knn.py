@@ -409,3 +409,66 @@ def test_a_long_chain_of_half_precision_is_summed_in_single():
     nodes = torch.stack([torch.linspace(0, 1, 500), torch.zeros(500)], 1).half()
     maps = ml.geodesic_ig(model, torch.tensor([[1.0, 0.0]]).half(), nodes=nodes, n_neighbors=1, n_nodes=2)
     torch.testing.assert_close(maps.float(), torch.tensor([[10.0, 0.0]]), atol=0.03, rtol=0)
+
+
+def wall(steepness):
+    """A score with one steep wall across the first axis."""
+    return lambda x: torch.sigmoid(steepness * (x[:, 0] - 0.5))
+
+
+@pytest.mark.parametrize("metric", ["conformal", "rank1"])
+@pytest.mark.parametrize("steepness", [2e3, 2e4])
+def test_a_wall_between_two_nodes_of_the_quadrature_is_no_open_door(metric, steepness):
+    inputs, baselines = torch.tensor([[0.95, 0.5]]).double(), torch.tensor([[0.05, 0.5]]).double()
+    graph = {"nodes": torch.rand(60, 2, generator=torch.Generator().manual_seed(0)).double(), "baselines": baselines}
+    path = ml.geodesic_paths(wall(steepness), inputs, metric=metric, **graph)
+    assert path.length >= 1 - 1e-6
+    maps, delta = ml.geodesic_ig(wall(steepness), inputs, metric=metric, return_convergence_delta=True, **graph)
+    assert delta.abs() < 1e-2 and (maps[:, 0] - 1).abs() < 1e-2
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.filterwarnings("ignore:geodesic_ig. .* sums miss:RuntimeWarning")
+def test_few_nodes_on_steep_log_probabilities_still_add_up(metric):
+    """What climbs on one edge falls on another: errors are held against the path's change, not each edge's."""
+    case = moons.train_moons([0.05], [3], n_points=1200, n_epochs=40)[0]
+    inputs = case.inputs[:120]
+    for n in (5, 15, 50):
+        maps = ml.geodesic_ig(
+            *(case.model, inputs, 1), nodes=case.inputs[-n:], baselines=-0.5, n_neighbors=5, metric=metric
+        )
+        error = ml.completeness_error(case.model, inputs, maps, 1, baselines=-0.5)
+        assert error.median() < 1e-2 and error.quantile(0.95) < 5e-2
+
+
+def test_what_a_path_refines_hangs_on_no_other_input():
+    model = wall(300)
+    inputs, nodes = draw(12, 2, seed=1) * 0.3 + 0.5, draw(30, 2, seed=2) * 0.3 + 0.5
+    together = ml.geodesic_ig(model, inputs, nodes=nodes, n_neighbors=3, n_nodes=2)
+    alone = torch.cat([ml.geodesic_ig(model, one[None], nodes=nodes, n_neighbors=3, n_nodes=2) for one in inputs])
+    torch.testing.assert_close(together, alone)
+
+
+def test_a_sum_that_stays_off_is_said_in_one_warning():
+    model, inputs = wall(1e8), torch.tensor([[0.95, 0.5], [0.9, 0.4], [0.1, 0.1]]).double()
+    nodes = torch.tensor([[0.5001234, 0.5]]).double()
+    with pytest.warns(RuntimeWarning, match="2 of 3 sums miss"):
+        ml.geodesic_ig(model, inputs, nodes=nodes, n_nodes=2, n_neighbors=1, baselines=torch.zeros(1, 2).double())
+
+
+def test_gradients_without_bound_at_most_nodes_spoil_no_cost():
+    inputs = torch.tensor([[1.0, 2.0]]).double()
+    nodes = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]).double()
+    maps = ml.geodesic_ig(lambda x: x.sqrt().sum(1), inputs, nodes=nodes, baselines=0.5)
+    torch.testing.assert_close(maps, inputs.sqrt() - 0.5**0.5, atol=2e-3, rtol=0)
+
+
+def test_latents_may_have_a_precision_of_their_own():
+    class Doubled:
+        encode = staticmethod(lambda x: x.double())
+        decode = staticmethod(lambda z: z.float())
+
+    model, inputs, nodes = plane_model().float(), cloud(5, seed=1).float(), cloud(30).float()
+    maps = ml.geodesic_ig(model, inputs, 0, nodes=nodes, space=Doubled)
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps, ml.geodesic_ig(model, inputs, 0, nodes=nodes), atol=1e-4, rtol=1e-3)
