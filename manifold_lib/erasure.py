@@ -129,7 +129,7 @@ def diffid(
     check_map(attributions, inputs)
     n_entries = inputs[0].numel()
     shares = check_ratios(ratios)
-    if isinstance(ratios, Tensor) and ratios.dtype != torch.float64:
+    if str(getattr(ratios, "dtype", "float64"))[-7:] != "float64":
         shares = [round(share, 7) for share in shares]  # 0.7 in single precision is below 0.7
     shares = [int(share * n_entries) / n_entries for share in shares]
     curves = insertion_deletion(
@@ -145,7 +145,11 @@ def diffid(
     assert curves.insertion is not None and curves.deletion is not None
     kept, lost = curves.insertion, curves.deletion
     if soft:
-        kept, lost = ((curve[:, 1:] - curve[:, :1]).clamp_max(0).exp() for curve in (kept, lost))
+        # a target of no probability keeps none
+        kept, lost = (
+            (curve[:, 1:] - curve[:, :1]).masked_fill(curve[:, :1].isneginf(), -torch.inf).clamp_max(0).exp()
+            for curve in (kept, lost)
+        )
     return (kept - lost).mean(1)
 
 

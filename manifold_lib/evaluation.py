@@ -194,7 +194,8 @@ def _replaced(inputs: Tensor, ranks: Tensor, rows: Tensor, counts: Tensor, fill:
 def _judged(logits: Tensor, classes: Tensor, score: str) -> Tensor:
     """The score of each row: (N, C) -> (N,)."""
     if score == "accuracy":
-        return (logits.argmax(1) == classes).to(logits.dtype)
+        right = (logits.argmax(1) == classes).to(logits.dtype)
+        return right.masked_fill(logits.isnan().any(1), torch.nan)  # neither right nor wrong
     judged = logits.softmax(1) if score == "probability" else logits.log_softmax(1)
     return judged.gather(1, classes[:, None])[:, 0]
 

@@ -14,10 +14,10 @@ from .bridges import bridges
 from .checks import check_batch, check_choice, check_count, check_like, warn_non_finite
 from .edges import Edges, Graph, edge_integrals, refine
 from .graph import Indices, nearest_nodes, neighbour_edges, shortest_paths, walk_back
-from .latent import decoder_of, encode
+from .latent import decoder_of, encode, modules_of
 from .passes import plan_passes
 from .quadrature import empty_sum
-from .scores import Model, left_as_found, resolve_target, score_change
+from .scores import Model, buffers_as_found, left_as_found, resolve_target, score_change
 
 METRICS = ("conformal", "rank1", "euclidean")
 
@@ -90,7 +90,7 @@ def geodesic_ig(
         is reached only through gradients that are not finite NaN, with a warning.
     """
     inputs, baselines = _check(inputs, nodes, baselines, n_neighbors, metric, n_nodes)
-    with left_as_found(model, inputs):
+    with left_as_found(model, inputs), buffers_as_found(modules_of(space)):
         attributions = torch.zeros_like(inputs)
         model, size = plan_passes(model, inputs, n_nodes * len(nodes), internal_batch_size, exact=True)
         classes = resolve_target(model, inputs, target, size)
@@ -129,7 +129,7 @@ def geodesic_paths(
 ) -> GraphPaths:
     """The paths of :func:`geodesic_ig`, to look at or to integrate along by other rules; arguments as there."""
     inputs, baselines = _check(inputs, nodes, baselines, n_neighbors, metric, n_nodes)
-    with left_as_found(model, inputs):
+    with left_as_found(model, inputs), buffers_as_found(modules_of(space)):
         model, size = plan_passes(model, inputs, n_nodes * len(nodes), internal_batch_size, exact=True)
         classes = resolve_target(model, inputs, target, size)
         graph = _draw(inputs, nodes, baselines, n_neighbors, space, size)

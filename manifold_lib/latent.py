@@ -6,6 +6,7 @@ A ``vae`` is any object with ``encode(x)``, the latent mean, and ``decode(z)``.
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,10 @@ from .geodesics import geodesic
 from .passes import plan_passes
 from .paths import Path, straight_path
 from .quadrature import METHODS, line_integral, mean_gradient, rule
-from .scores import Model, left_as_found, resolve_target, score_change
+from .scores import Model, buffers_as_found, left_as_found, resolve_target, score_change
 from .tangent import check_mode
+
+_DEEP = 6  # objects within objects in which the parts of a VAE are looked for
 
 
 def enhanced_ig(
@@ -70,7 +73,7 @@ def enhanced_ig(
     integral = functools.partial(line_integral, method=method, n_steps=check_count(n_steps, "n_steps"))
     options = {"n_steps": n_steps, "bridge": bridge, "internal_batch_size": internal_batch_size}
     options |= {"create_graph": create_graph, "with_delta": return_convergence_delta}
-    with left_as_found(model, check_batch(inputs)):
+    with left_as_found(model, check_batch(inputs)), buffers_as_found(modules_of(vae)):
         found = _along(model, inputs, target, vae, baselines, line, integral, **options)
         warn_non_finite(found[0], "enhanced_ig")
         return found if return_convergence_delta else found[0]
@@ -131,7 +134,7 @@ def manifold_ig(
         integral, bridge = functools.partial(_chord_times_mean, n_steps=n_steps), False
     options = {"n_steps": n_steps, "bridge": bridge, "internal_batch_size": internal_batch_size}
     options |= {"create_graph": create_graph, "with_delta": return_convergence_delta}
-    with left_as_found(model, check_batch(inputs)):
+    with left_as_found(model, check_batch(inputs)), buffers_as_found(modules_of(vae)):
         found = _along(model, inputs, target, vae, baselines, curve, integral, **options)
         warn_non_finite(found[0], "manifold_ig")
         return found if return_convergence_delta else found[0]
@@ -188,14 +191,42 @@ def encode(vae: Any, inputs: Tensor, size: int) -> Tensor:
     for part in ("encode", "decode"):
         if not callable(getattr(vae, part, None)):
             raise ValueError(f"vae: got {type(vae).__name__} without {part}, wants an object with encode and decode")
-    parts = [vae] if isinstance(vae, torch.nn.Module) else getattr(vae, "__dict__", {}).values()
-    for part in (vae.encode, *parts):
+    for part in modules_of(vae):
         check_mode(part, "vae")
-    # copies, since an encoder may begin with an in-place layer
-    parts = [vae.encode(chunk.clone()) for chunk in inputs.split(size)]
-    if not isinstance(parts[0], Tensor):
-        raise ValueError(f"vae: encode gave {type(parts[0]).__name__}, wants a tensor (B, *latent), such as the means")
+    parts = []
+    for chunk in inputs.split(size):
+        parts.append(vae.encode(chunk.clone()))  # a copy, since an encoder may begin with an in-place layer
+        if not isinstance(parts[-1], Tensor):
+            kind = type(parts[-1]).__name__
+            raise ValueError(f"vae: encode gave {kind}, wants a tensor (B, *latent), such as the means")
+        if parts[-1].ndim and len(parts[-1]) != len(chunk):
+            got = tuple(parts[-1].shape)
+            raise ValueError(f"vae: encode gave shape {got} for {len(chunk)} images, wants (B, *latent)")
     return check_batch(torch.cat(parts), "vae.encode(inputs)")
+
+
+def modules_of(vae: Any) -> list[torch.nn.Module]:
+    """The modules that a VAE is, that its ``encode`` and ``decode`` belong to, or that it holds a few objects deep."""
+    found: list[torch.nn.Module] = []
+    level, seen = [vae, getattr(vae, "encode", None), getattr(vae, "decode", None)], set()
+    for _ in range(_DEEP):
+        inside: list[Any] = []
+        for part in level:
+            if id(part) in seen or isinstance(part, (types.ModuleType, Tensor)):
+                continue
+            seen.add(id(part))
+            if isinstance(part, torch.nn.Module):
+                found.append(part)
+            elif isinstance(part, dict):
+                inside += part.values()
+            elif isinstance(part, (list, tuple)):
+                inside += part
+            elif isinstance(part, functools.partial):
+                inside += [part.func, *part.args, *part.keywords.values()]
+            else:
+                inside += [getattr(part, "__self__", None), *getattr(part, "__dict__", {}).values()]
+        level = inside
+    return found
 
 
 def decoder_of(vae: Any, inputs: Tensor) -> Callable[[Tensor], Tensor]:

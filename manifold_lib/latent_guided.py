@@ -13,12 +13,13 @@ from . import runtime
 from .bridges import bridges
 from .checks import check_batch, check_count, check_like, check_share, warn_non_finite
 from .greedy import Evaluate, Node, chord_sum, greedy_groups, greedy_nodes, known_path, refined_sum, stacked, ticked
-from .latent import decoded_path, decoder_of, encode
+from .latent import decoded_path, decoder_of, encode, modules_of
 from .passes import plan_passes
 from .paths import Path, straight_path
 from .quadrature import empty_sum
 from .scores import (
     Model,
+    buffers_as_found,
     check_differentiable,
     left_as_found,
     resolve_target,
@@ -68,8 +69,9 @@ def ma_gig(
     fraction : float
         In (0, 1], share of the latents that move together. With 1 the path is the straight latent line.
     bridge : bool
-        Join the raw baseline and the raw input to the ends of the decoded path by straight lines of 16 Gauss–Legendre
-        nodes each, so that the sum is f(x) − f(x'). Without, it is the change between their reconstructions.
+        Join the raw baseline and the raw input to the ends of the decoded path by straight lines, so that the sum is
+        f(x) − f(x'): 16 Gauss–Legendre nodes each, and 64, then 256, where these miss the change of the score. Without,
+        it is the change between their reconstructions.
     published : bool
         The released formula for the record: left rule; the raw baseline and input in the place of the first and the
         last decoded point, with no bridges; the last group moved along a great circle (slerp), which keeps neither
@@ -85,7 +87,7 @@ def ma_gig(
     """
     baselines, delta = _check(inputs, baselines, n_steps, fraction), None
     inputs = inputs.detach()
-    with left_as_found(model, inputs):
+    with left_as_found(model, inputs), buffers_as_found(modules_of(vae)):
         model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         decode, starts, ends = _encode_ends(vae, inputs, baselines, size)
@@ -137,7 +139,7 @@ def ma_gig_path(
     baselines = _check(inputs, baselines, n_steps, fraction)
     kept: list[tuple[Tensor, Tensor]] = []
     inputs, explained = inputs.detach(), model
-    with left_as_found(model, inputs):
+    with left_as_found(model, inputs), buffers_as_found(modules_of(vae)):
         model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
         classes = resolve_target(model, inputs, target, size)
         decode, starts, ends = _encode_ends(vae, inputs, baselines, size)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_batch, check_count, check_positive
-from .tangent import decoder_jacobian
+from .tangent import check_mode, decoder_jacobian
 
 # entries of the Jacobians in memory at once
 _ENTRIES = 2**22
@@ -63,6 +63,7 @@ def nearest_on_manifold(
     -------
     Nearest
     """
+    check_mode(decoder)
     check_batch(points, "points")
     if points.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(f"points: got {points.dtype}, wants single or double precision to solve systems in")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
 
 import torch
@@ -27,7 +27,6 @@ def left_as_found(model: Model, inputs: Tensor, *, warn: bool = True) -> Iterato
     A model wrapped in a plain function cannot be looked into: its train mode is neither seen nor mended.
     """
     module = module_of(model)
-    kept: list[tuple[nn.Module, str, Tensor, int, Tensor]] = []
     if module is not None:
         tensor = next(iter(module.parameters()), next(iter(module.buffers()), None))
         if tensor is not None and tensor.device != inputs.device:
@@ -39,18 +38,29 @@ def left_as_found(model: Model, inputs: Tensor, *, warn: bool = True) -> Iterato
                 RuntimeWarning,
                 stacklevel=4,
             )
-        kept = [
-            (part, name, buffer, buffer._version, buffer.clone())
-            for part in module.modules()
-            for name, buffer in part.named_buffers(recurse=False)
-            if not buffer.is_inference()
-        ]
     grad_mode = torch.is_grad_enabled()
+    with (
+        buffers_as_found([] if module is None else [module]),
+        torch.inference_mode(False),
+        torch.set_grad_enabled(grad_mode),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def buffers_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Restore the buffers of these modules at the end."""
+    kept = [
+        (part, name, buffer, buffer._version, buffer.clone())
+        for module in modules
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+        if not buffer.is_inference()
+    ]
     try:
-        with torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
-            yield
+        yield
     finally:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             for part, name, buffer, version, value in kept:
                 part._buffers[name] = buffer
                 # batch norm changes them unseen; an unchanged one is left, since a graph that was kept may hold it

@@ -1,5 +1,6 @@
 """Comprehensiveness, log-odds and purity on cases that can be counted by hand."""
 
+import numpy as np
 import pytest
 import torch
 from helpers import draw, one_warning, smooth_model, untouched
@@ -174,3 +175,28 @@ def test_shares_that_are_no_short_decimals_lose_no_entry():
     assert torch.equal(found, expected)
     short = ml.diffid(model, inputs, maps, 0, ratios=[99 / 300], fill=0.0, soft=True)
     assert not torch.equal(found, short)
+
+
+def test_logits_that_are_nan_are_neither_right_nor_wrong():
+    def model(x):
+        scores = x.flatten(1)[:, :3]
+        return torch.where(scores.sum(1, keepdim=True) < 1, torch.nan, scores)
+
+    inputs = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    for target in (0, 1):
+        assert ml.diffid(model, inputs, inputs, target).isnan().any()
+
+
+def test_ratios_of_single_precision_count_as_they_read():
+    model, inputs = (lambda x: torch.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], 1)), torch.rand(3, 1, 10, 10)
+    wanted = ml.diffid(model, inputs, inputs, 0, soft=True)
+    for ratios in (np.linspace(0.1, 0.9, 9, dtype=np.float32), torch.linspace(0.1, 0.9, 9)):
+        torch.testing.assert_close(ml.diffid(model, inputs, inputs, 0, soft=True, ratios=ratios), wanted)
+
+
+def test_a_target_without_any_probability_keeps_none():
+    def model(x):
+        return torch.stack([x.flatten(1).sum(1), torch.full((len(x),), -torch.inf)], 1)
+
+    inputs = torch.rand(3, 1, 4, 4)
+    assert (ml.diffid(model, inputs, inputs, 1, soft=True) == 0).all()

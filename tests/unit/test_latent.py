@@ -291,3 +291,57 @@ def test_manifold_ig_of_the_identity_is_integrated_gradients_with_the_solver_at_
     model, inputs = smooth_model(), draw(3, 1, 4, 4)
     found = ml.manifold_ig(model, inputs, 1, vae=Identity(), n_steps=20, max_iter=30)
     close(found, ml.integrate(model, ml.straight_path(inputs), 1, n_steps=20), 1e-9)
+
+
+class Counted(torch.nn.Module):
+    """A VAE whose decoder counts its calls in a buffer, and depends on it."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+
+    def encode(self, x):
+        return x.flatten(1)[:, :6]
+
+    def decode(self, z):
+        self.calls += 1
+        return torch.tanh(torch.cat([z, z, z[:, :4]], 1)).view(-1, 1, 4, 4) * (1 + 0.1 * self.calls)
+
+
+@pytest.mark.parametrize("name", ["enhanced_ig", "ma_gig", "ma_gig_path"])  # forward mode refuses such a decoder
+def test_the_buffers_of_a_vae_are_put_back(name):
+    model, inputs, vae = smooth_model((1, 4, 4)), draw(3, 1, 4, 4), Counted().eval()
+    first = getattr(ml, name)(model, inputs, 0, vae=vae)
+    assert vae.calls == 0
+    again = getattr(ml, name)(model, inputs, 0, vae=vae)
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("hold", [list, tuple, lambda parts: dict(enumerate(parts)), lambda parts: [{"deep": parts}]])
+def test_train_mode_is_seen_wherever_a_plain_object_holds_it(hold):
+    layers = [torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.BatchNorm1d(16)).double() for _ in range(2)]
+
+    class Held:
+        def __init__(self):
+            self.parts = hold(layers)
+
+        def encode(self, x):
+            return layers[0](x.flatten(1))
+
+        def decode(self, z):
+            return layers[1](z).view(-1, 1, 4, 4)
+
+    with pytest.raises(ValueError, match="vae: got train mode"):
+        ml.ma_gig(smooth_model((1, 4, 4)), draw(3, 1, 4, 4), 0, vae=Held(), n_steps=3)
+    assert all(layer[1].num_batches_tracked == 0 for layer in layers)
+
+
+@pytest.mark.parametrize("rows", [lambda x: x[:1], lambda x: torch.cat([x, x])])
+def test_an_encoder_of_other_rows_is_refused(rows):
+    class Wrong:
+        encode = staticmethod(lambda x: rows(x.flatten(1)))
+        decode = staticmethod(lambda z: z.view(-1, 1, 4, 4))
+
+    with pytest.raises(ValueError, match=r"encode gave shape .* for 3 images"):
+        ml.enhanced_ig(smooth_model((1, 4, 4)), draw(3, 1, 4, 4), 0, vae=Wrong)

@@ -108,3 +108,10 @@ def test_what_did_not_converge_is_not_said_to_have():
         assert not found.converged.any()
     with pytest.raises(ValueError, match="points"):
         ml.nearest_on_manifold(lambda z: z, points.half(), starts.half())
+
+
+def test_a_decoder_in_train_mode_is_refused_before_it_runs():
+    decoder = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.BatchNorm1d(16)).double()
+    with pytest.raises(ValueError, match="train mode"):
+        ml.nearest_on_manifold(decoder, torch.randn(4, 16).double(), torch.randn(4, 2, 3).double())
+    assert decoder[1].num_batches_tracked == 0
