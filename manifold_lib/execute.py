@@ -86,7 +86,10 @@ def tidy(notebook: Any) -> str:
     text = nbformat.writes(notebook).rstrip() + "\n"
     # no unbounded run before the slash: encoded images are long and full of slashes
     text = re.sub(r"(?:/[\w.~-]+)*/ipykernel_\d+/\d+\.py", "cell", text)
-    for folder, name in (ROOT, ""), (Path(sys.prefix), "python/"), (Path.home(), "~/"):
+    folders = [(ROOT, ""), (Path(sys.prefix), "python/"), (Path.home(), "~/")]
+    if data := os.environ.get("MANIFOLD_DATA", "").strip():
+        folders.insert(0, (Path(data).expanduser().resolve(), "$MANIFOLD_DATA/"))
+    for folder, name in folders:
         # What precedes a path is never a letter, a digit or + or /: within an encoded image it always is.
         text = re.sub(rf"(?<![\w+/]){re.escape(str(folder))}(?:/|(?![\w-]))", name, text)
     if left := absolute_paths(text):

@@ -133,7 +133,7 @@ class Results:
             "slug": self.slug,
             "profile": self.profile,
             "paper": self.paper,
-            "claims": self._claims,
+            "claims": [{**row, "note": _portable(row["note"])} for row in self._claims],
             "tables": self._tables,
             "figures": self._figures,
             "provenance": {
@@ -159,6 +159,12 @@ class Results:
     def _check_name(name: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             raise ValueError(f"name: got {name!r}, wants letters, digits, '_' and '-' (it becomes a file name)")
+
+
+def _portable(text: str) -> str:
+    """A note, such as why data were not found, without the folder of this machine."""
+    folder = runtime.data_folder()
+    return text if folder is None else text.replace(str(folder), "$MANIFOLD_DATA")
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:
