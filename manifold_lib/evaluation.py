@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from .scores import LEAST_CHANGE, Model, checked_scores, left_as_found, resolve_
 
 # shares of the entries that DiffID replaces (paper 5, section 6)
 TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+# a rank is eight bytes and takes as many to find: they are kept for the images of so many passes
+_PASSES = 8
 
 
 class Curves(NamedTuple):
@@ -138,50 +141,52 @@ def insertion_deletion(
     check_map(attributions, inputs)
     check_choice(score, "score", ("accuracy", "probability", "log_probability"))
     check_choice(curves, "curves", ("both", "insertion", "deletion"))
-    ranks = _ranks(attributions, rank, unit)
+    n_units = _count_units(inputs, rank, unit)
     shares = check_ratios(ratios)
-    counts = torch.tensor([floor_of(share * ranks.shape[1]) for share in shares], device=inputs.device)
+    counts = torch.tensor([floor_of(share * n_units) for share in shares], device=inputs.device)
     value = 0.0 if isinstance(fill, str) and fill == "zero" else fill
     if isinstance(value, str):
         check_choice(value, "fill", ("mean", "zero"))
     else:
         value = check_like(value, inputs, "fill")
     kinds = ("insertion", "deletion") if curves == "both" else (curves,)
-    found: dict[str, Tensor | None] = {"insertion": None, "deletion": None}
+    found: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
     with left_as_found(model, inputs), torch.no_grad():
         n_per_image = len(counts) * len(kinds)
         model, size = plan_passes(model, inputs, n_per_image, internal_batch_size, backward=False)
         # classes that are given are checked on the first scores: points of their own are a tenth of one image's time
         classes = resolve_target(model, inputs, None, size) if target is None else None
-        chunks = torch.arange(len(inputs) * len(counts), device=inputs.device).split(size)
-        for kind in kinds:
-            values = []
-            for pair in chunks:
-                rows, n_gone = pair // len(counts), counts[pair % len(counts)]
-                logits = checked_scores(model(_replaced(inputs, ranks, rows, n_gone, value, kind)), len(rows))
-                if logits.ndim == 1 or logits.shape[1] == 1:
-                    raise ValueError(f"model: got scores (B{', 1' if logits.ndim > 1 else ','}), wants logits (B, C)")
-                if classes is None:
-                    classes = target_from(logits, target, len(inputs))
-                assert classes is not None
-                values.append(_judged(logits, classes[rows], score))
-            curve = torch.cat(values).view(len(inputs), len(counts))
-            finite = torch.isfinite(attributions).flatten(1).all(1, keepdim=True)
-            found[kind] = curve.where(finite, torch.nan)
+        for some in torch.arange(len(inputs), device=inputs.device).split(math.ceil(_PASSES * size / len(counts))):
+            ranks = _ranks(attributions[some], rank, unit)
+            for kind in kinds:
+                for pair in torch.arange(len(some) * len(counts), device=inputs.device).split(size):
+                    own, n_gone = pair // len(counts), counts[pair % len(counts)]
+                    rows = some[own]
+                    given = value if isinstance(value, str) else value[rows]
+                    logits = checked_scores(model(_replaced(inputs[rows], ranks[own], n_gone, given, kind)), len(rows))
+                    if logits.ndim == 1 or logits.shape[1] == 1:
+                        got = "(B, 1)" if logits.ndim > 1 else "(B,)"
+                        raise ValueError(f"model: got scores {got}, wants logits (B, C)")
+                    if classes is None:
+                        classes = target_from(logits, target, len(inputs))
+                    assert classes is not None
+                    found[kind].append(_judged(logits, classes[rows], score))
+        finite = torch.isfinite(attributions).flatten(1).all(1, keepdim=True)
+        both = {
+            kind: torch.cat(values).view(-1, len(counts)).where(finite, torch.nan) for kind, values in found.items()
+        }
     warn_non_finite(attributions, "insertion_deletion")
-    return Curves(torch.tensor(shares, dtype=inputs.dtype, device=inputs.device), **found)
+    given_ratios = torch.tensor(shares, dtype=inputs.dtype, device=inputs.device)
+    return Curves(given_ratios, both.get("insertion"), both.get("deletion"))
 
 
-def _replaced(inputs: Tensor, ranks: Tensor, rows: Tensor, counts: Tensor, fill: str | Tensor, kind: str) -> Tensor:
+def _replaced(x: Tensor, ranks: Tensor, counts: Tensor, fill: str | Tensor, kind: str) -> Tensor:
     """Some images, ``counts`` units of each replaced."""
-    x, order = inputs[rows], ranks[rows]
     # rank 0 is the most relevant
-    gone = order < counts[:, None] if kind == "deletion" else order >= ranks.shape[1] - counts[:, None]
-    gone = (
-        gone.view(-1, *inputs.shape[1:]) if order.shape[1] == inputs[0].numel() else gone.view(-1, 1, *inputs.shape[2:])
-    )
+    gone = ranks < counts[:, None] if kind == "deletion" else ranks >= ranks.shape[1] - counts[:, None]
+    gone = gone.view_as(x) if gone.shape[1] == x[0].numel() else gone.view(-1, 1, *x.shape[2:])
     if isinstance(fill, Tensor):
-        return torch.where(gone, fill[rows], x)
+        return torch.where(gone, fill, x)
     left = (~gone).expand_as(x)
     n_left = left.flatten(1).sum(1)
     # half precision ends at 65,504, which a sum over an image passes
@@ -200,16 +205,19 @@ def _judged(logits: Tensor, classes: Tensor, score: str) -> Tensor:
     return judged.gather(1, classes[:, None])[:, 0]
 
 
+def _count_units(inputs: Tensor, rank: str, unit: str) -> int:
+    check_choice(rank, "rank", ("abs", "signed"))
+    if check_choice(unit, "unit", ("entry", "pixel")) == "entry":
+        return inputs[0].numel()
+    if inputs.ndim != 4:
+        raise ValueError(f"attributions: got shape {tuple(inputs.shape)}, wants (B, C, H, W) for unit='pixel'")
+    return inputs[0, 0].numel()
+
+
 def _ranks(attributions: Tensor, rank: str, unit: str) -> Tensor:
     """Place of each unit in the order of falling relevance, ties in the order of the units: (B, units) int."""
-    check_choice(rank, "rank", ("abs", "signed"))
-    check_choice(unit, "unit", ("entry", "pixel"))
-    relevance = attributions.detach()
-    relevance = relevance.abs() if rank == "abs" else relevance
-    if unit == "pixel":
-        if relevance.ndim != 4:
-            raise ValueError(f"attributions: got shape {tuple(relevance.shape)}, wants (B, C, H, W) for unit='pixel'")
-        relevance = relevance.sum(1)
+    relevance = attributions.abs() if rank == "abs" else attributions
+    relevance = relevance.sum(1) if unit == "pixel" else relevance
     order = relevance.flatten(1).argsort(dim=1, descending=True, stable=True)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places)

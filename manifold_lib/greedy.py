@@ -14,12 +14,7 @@ from torch import Tensor
 
 from .paths import Path, polyline
 from .quadrature import empty_sum
-from .scores import LEAST_CHANGE, Model, score_gradient
-
-# A segment is rough when its error is above this, over the square of their number, of the change of the score: the
-# errors of smooth segments fall faster, so that what is above it is a kink or a jump.
-_ROUGH = 40.0
-_DEEPEST = 6
+from .scores import Model, score_gradient
 
 
 class Node(NamedTuple):
@@ -37,8 +32,6 @@ class Node(NamedTuple):
     score: Any = None
 
 
-# images, how often their segments were halved, and the two ends of these
-_Segments = tuple[Tensor, Tensor, Node, Node]
 # evaluate(coordinates, rows, guide): the node at those coordinates of those images, and ∂f by coordinate if asked for
 Evaluate = Callable[[Tensor, Tensor, bool], tuple[Node, Tensor | None]]
 
@@ -143,89 +136,6 @@ def greedy_groups(
     gamma = torch.nan_to_num((need - behind) / (ahead - behind), nan=0.0)
     whole = size <= last_whole
     return whole, (size <= level) & ~whole, gamma
-
-
-def chord_sum(nodes: Iterable[Node], before: float, after: float) -> Tensor:
-    """Σ_k (before · ∇f(p_k) + after · ∇f(p_{k+1})) ⊙ (p_{k+1} − p_k), the nodes taken as they come: (B, *shape)."""
-    total, here = torch.zeros(()), None
-    for node in nodes:
-        if here is None:
-            total = empty_sum(node.point)
-        else:
-            mixed = before * here.gradient if node.gradient is None else before * here.gradient + after * node.gradient
-            total += mixed * (node.point.to(total.dtype) - here.point)
-        here = node
-    return total
-
-
-def refined_sum(nodes: Iterable[Node], evaluate: Evaluate, change: Tensor, n_steps: int, size: int) -> Tensor:
-    """The trapezoid over the nodes, rough segments halved on the way between their coordinates: (B, *shape).
-
-    The scores at its ends tell the error of each segment. Rough ones wait until there are enough for a pass.
-
-    Parameters
-    ----------
-    change : Tensor
-        (B,), |f(x) − f(x')|, of which errors are a share; less than 0.05 counts as 0.05.
-    size : int
-        Points per pass.
-    """
-    bound = _ROUGH / n_steps**2 * change.clamp_min(LEAST_CHANGE)
-    # a score full of noise has no smooth half: no image gets more halvings than it has steps
-    spare = torch.full_like(bound, n_steps, dtype=torch.int64)
-    total, here = torch.zeros(()), None
-    waiting: list[_Segments] = []
-    for node in nodes:
-        if here is None:
-            total = empty_sum(node.point)
-            rows = torch.arange(len(total), device=total.device)
-        else:
-            waiting += _add_smooth(total, bound, spare, (rows, torch.zeros_like(rows), here, node))
-            _halve(total, bound, spare, waiting, evaluate, size, least=size)
-        here = node
-    _halve(total, bound, spare, waiting, evaluate, size, least=1)
-    return total
-
-
-def _halve(
-    total: Tensor,
-    bound: Tensor,
-    spare: Tensor,
-    waiting: list[_Segments],
-    evaluate: Evaluate,
-    size: int,
-    *,
-    least: int,
-) -> None:
-    """Halve the segments that wait, the last ones first so that few ever do, while there are ``least`` of them."""
-    while sum(len(segments[0]) for segments in waiting) >= least:
-        taken = [waiting.pop()]
-        while waiting and sum(len(segments[0]) for segments in taken) < size:
-            taken.append(waiting.pop())
-        rows, depth = (torch.cat([part[i] for part in taken]) for i in (0, 1))
-        starts, ends = (Node(*map(torch.cat, zip(*(part[i] for part in taken), strict=True))) for i in (2, 3))
-        for some in torch.arange(len(rows), device=rows.device).split(size):
-            start, end, own = _rows(starts, some), _rows(ends, some), rows[some]
-            middle, _ = evaluate((start.coordinates + end.coordinates) / 2, own, False)
-            for half in ((start, middle), (middle, end)):
-                waiting += _add_smooth(total, bound, spare, (own, depth[some] + 1, *half))
-
-
-def _add_smooth(total: Tensor, bound: Tensor, spare: Tensor, segments: _Segments) -> list[_Segments]:
-    """Add the segments whose error is within the bound to the sums of their images; return the others, if any."""
-    rows, depth, start, end = segments
-    part = 0.5 * (start.gradient + end.gradient) * (end.point.to(total.dtype) - start.point)
-    error = (end.score - start.score).to(total.dtype) - part.flatten(1).sum(1)
-    rounding = 8 * torch.finfo(end.score.dtype).eps * (end.score.abs() + start.score.abs())
-    # a NaN is no error that halving mends, and neither is rounding
-    rough = (error.abs() > bound[rows] + rounding) & (depth < _DEEPEST) & (spare[rows] > 0)
-    spare.index_add_(0, rows, -rough.to(spare.dtype))
-    total.index_add_(0, rows[~rough], part[~rough])
-    return [(rows[rough], depth[rough], _rows(start, rough), _rows(end, rough))] if rough.any() else []
-
-
-def _rows(node: Node, chosen: Tensor) -> Node:
-    return Node(*(part[chosen] for part in node))
 
 
 def ticked(nodes: Iterable[Node], bar: Iterator[int]) -> Iterator[Node]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import runtime
 from .bridges import bridges
 from .checks import check_batch, check_count, check_like, check_share, warn_non_finite
-from .greedy import Evaluate, Node, chord_sum, greedy_groups, greedy_nodes, known_path, refined_sum, stacked, ticked
+from .greedy import Evaluate, Node, greedy_groups, greedy_nodes, known_path, stacked, ticked
 from .latent import decoded_path, decoder_of, encode, modules_of
 from .passes import plan_passes
 from .paths import Path, straight_path
@@ -28,6 +28,7 @@ from .scores import (
     score_gradient,
     select,
 )
+from .segments import chord_sum, refined_sum
 
 # as in the released code: nearer than this a latent has arrived; more parallel than this, slerp is lerp
 _ARRIVED, _PARALLEL = 1e-9, 0.9995
@@ -65,7 +66,7 @@ def ma_gig(
         (B, *shape), (1, *shape), a number, or None for zeros: encoded like the inputs.
     n_steps : int
         Segments of the path, each with a decode and a gradient of its own. Rough ones are halved as by
-        :func:`manifold_lib.guided_ig`, between their latents.
+        :func:`manifold_lib.guided_ig`, between their latents: 0.1 to 0.8 · n_steps of them on the zoo's networks.
     fraction : float
         In (0, 1], share of the latents that move together. With 1 the path is the straight latent line.
     bridge : bool

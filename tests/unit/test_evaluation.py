@@ -8,6 +8,7 @@ import torch
 from helpers import Counting, close, draw, no_warning, one_warning, smooth_model, untouched
 
 import manifold_lib as ml
+from manifold_lib import evaluation
 
 RATIOS = [0.0, 0.1, 0.25, 0.5, 0.9, 1.0]
 
@@ -201,6 +202,26 @@ def test_the_model_is_left_as_found():
 def test_bad_settings_are_refused(argument, value):
     with pytest.raises(ValueError, match=argument):
         ml.insertion_deletion(model, draw(2, 1, 4, 4), draw(2, 1, 4, 4), **{argument: value})
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64, None])
+@pytest.mark.parametrize("unit", ["entry", "pixel"])
+def test_blocks_of_ranks_do_not_change_a_curve(size, unit):
+    inputs, maps = draw(7, 2, 4, 4), draw(7, 2, 4, 4, seed=1)
+    net = smooth_model((2, 4, 4))
+    options = {"ratios": (0.2, 0.5, 0.9), "unit": unit, "score": "probability"}
+    for fill in ("mean", draw(7, 2, 4, 4, seed=2)):
+        whole = ml.insertion_deletion(net, inputs, maps, fill=fill, **options, internal_batch_size=1000)
+        found = ml.insertion_deletion(net, inputs, maps, fill=fill, **options, internal_batch_size=size)
+        close(found.insertion, whole.insertion, 1e-12), close(found.deletion, whole.deletion, 1e-12)
+
+
+def test_a_small_chunk_ranks_few_images_at_once(monkeypatch):
+    ranked = []
+    ranks = evaluation._ranks
+    monkeypatch.setattr(evaluation, "_ranks", lambda maps, *rest: ranked.append(len(maps)) or ranks(maps, *rest))
+    ml.diffid(model, draw(40, 1, 4, 4), draw(40, 1, 4, 4), 0, internal_batch_size=4)
+    assert max(ranked) <= 4 and sum(ranked) == 40
 
 
 def test_what_does_not_fit_is_refused():
