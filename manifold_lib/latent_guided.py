@@ -66,7 +66,7 @@ def ma_gig(
         (B, *shape), (1, *shape), a number, or None for zeros: encoded like the inputs.
     n_steps : int
         Segments of the path, each with a decode and a gradient of its own. Rough ones are halved as by
-        :func:`manifold_lib.guided_ig`, between their latents: 0.1 to 0.8 · n_steps of them on the zoo's networks.
+        :func:`manifold_lib.guided_ig`, between their latents: 0.2 to 1.4 · n_steps of them on the zoo's networks.
     fraction : float
         In (0, 1], share of the latents that move together. With 1 the path is the straight latent line.
     bridge : bool

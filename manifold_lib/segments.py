@@ -14,13 +14,12 @@ from .scores import LEAST_CHANGE
 
 # A segment is rough when its error is above this, over the square of their number, of the change of the score: the
 # errors of smooth segments fall faster, so that what is above it is a kink or a jump.
-_ROUGH = 40.0
+_ROUGH = 20.0
 _DEEPEST = 6
 # Steps whose segments are halved together: a constant, so that no sum hangs on the batch or on the points in a pass.
 _BLOCK = 8
-# An image may be so many halvings ahead of its steps. Where halving pays (kinks halve their error, noise keeps it), it
-# may have this many times as many.
-_AHEAD, _PAYS, _MORE = 32, 0.75, 8
+# An image may have a halving a step; where halving pays (kinks halve their error, noise keeps it) so many more times.
+_PAYS, _MORE = 0.9, 8
 
 
 class _Segments(NamedTuple):
@@ -65,6 +64,8 @@ def refined_sum(nodes: Iterable[Node], evaluate: Evaluate, change: Tensor, n_ste
     ----------
     change : Tensor
         (B,), |f(x) − f(x')|, of which errors are a share; less than 0.05 counts as 0.05.
+    n_steps : int
+        Segments of the whole path, of which these may be a piece.
     size : int
         Points per pass.
     """
@@ -78,19 +79,23 @@ def refined_sum(nodes: Iterable[Node], evaluate: Evaluate, change: Tensor, n_ste
             spent = _Spent(torch.zeros_like(rows), *(torch.zeros_like(bound, dtype=total.dtype) for _ in range(2)))
         else:
             waiting.append(_add_smooth(total, bound, _segments(rows, torch.zeros_like(rows), here, node, total.dtype)))
-        if waiting and (step % _BLOCK == 0 or step == n_steps):
-            _halve(total, bound, spent, _joined(waiting), evaluate, min(step + _AHEAD, n_steps), size)
+        if waiting and step % _BLOCK == 0:
+            _halve(total, bound, spent, _joined(waiting), evaluate, step, size)
             waiting = []
         here = node
+    if waiting:
+        _halve(total, bound, spent, _joined(waiting), evaluate, step, size)
     return total
 
 
 def _halve(
     total: Tensor, bound: Tensor, spent: _Spent, segments: _Segments, evaluate: Evaluate, limit: int, size: int
 ) -> None:
-    """Halve segments and their halves, the largest errors of each image first, to the limit of their number."""
+    """Halve segments and their halves, the largest errors of each image first, to the limit of their number.
+
+    A score full of noise has no smooth half.
+    """
     while len(segments.rows):
-        # a score full of noise has no smooth half
         allowed = torch.where(spent.after < _PAYS * spent.before, _MORE * limit, limit)
         taken = _largest(segments, allowed - spent.number)
         _add(total, _chosen(segments, ~taken))

@@ -411,6 +411,17 @@ def test_halvings_are_bounded_and_any_number_of_steps_will_do(n_steps):
         close(values.sum(1), (model(inputs) - model(0 * inputs))[:, 0], 0.05)
 
 
+@pytest.mark.parametrize("anchors", [0, 1, 3])
+def test_no_segment_is_lost_with_anchors(anchors):
+    model, inputs = relu_net(4), draw(8, 64, seed=4)
+    counted = Counting(model)
+    for n_steps in (4, 9, 40, 200):
+        counted.calls.clear()
+        found = ml.guided_ig(counted, inputs, 0, n_steps=n_steps, anchors=anchors, fraction=0.1, max_dist=1.0)
+        assert counted.gradient_rows <= 8 * (9 * (n_steps + anchors) + anchors + 1)
+    assert ml.completeness_error(model, inputs, found, 0).max() < 0.05
+
+
 def test_it_adds_up_for_deep_networks_of_relus():
     vae = zoo.load("fashion32-conv-vae")
     for name, seed in (("fashion32-vgg", 8), ("fashion32-resnet", 7)):
