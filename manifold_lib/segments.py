@@ -33,10 +33,10 @@ class _Segments(NamedTuple):
     error: Tensor
 
 
-class _Spent(NamedTuple):
-    """What an image has halved so far: how many segments, and Σ |error| of these and of their halves, (B,) each."""
+class _Halvings(NamedTuple):
+    """What an image may still halve, and Σ |error| of the segments halved so far and of their halves, (B,) each."""
 
-    number: Tensor
+    left: Tensor
     before: Tensor
     after: Tensor
 
@@ -76,41 +76,54 @@ def refined_sum(nodes: Iterable[Node], evaluate: Evaluate, change: Tensor, n_ste
         if here is None:
             total = empty_sum(node.point)
             rows = torch.arange(len(total), device=total.device)
-            spent = _Spent(torch.zeros_like(rows), *(torch.zeros_like(bound, dtype=total.dtype) for _ in range(2)))
+            nothing = torch.zeros_like(bound, dtype=total.dtype)
+            halvings = _Halvings(torch.zeros_like(rows), nothing, nothing.clone())
         else:
             waiting.append(_add_smooth(total, bound, _segments(rows, torch.zeros_like(rows), here, node, total.dtype)))
-        if waiting and step % _BLOCK == 0:
-            _halve(total, bound, spent, _joined(waiting), evaluate, step, size)
-            waiting = []
+            if step % _BLOCK == 0:
+                _halve(total, bound, halvings, waiting, evaluate, _BLOCK, size)
+                waiting = []
         here = node
-    if waiting:
-        _halve(total, bound, spent, _joined(waiting), evaluate, step, size)
+    _halve(total, bound, halvings, waiting, evaluate, step % _BLOCK, size)
     return total
 
 
 def _halve(
-    total: Tensor, bound: Tensor, spent: _Spent, segments: _Segments, evaluate: Evaluate, limit: int, size: int
+    total: Tensor,
+    bound: Tensor,
+    halvings: _Halvings,
+    waiting: list[_Segments],
+    evaluate: Evaluate,
+    steps: int,
+    size: int,
 ) -> None:
-    """Halve segments and their halves, the largest errors of each image first, to the limit of their number.
+    """Halve segments and their halves, the largest errors of each image first, as far as these steps allow.
 
-    A score full of noise has no smooth half.
+    A score full of noise has no smooth half. What was allowed is not taken back: the first halves of a jump are worse.
     """
-    while len(segments.rows):
-        allowed = torch.where(spent.after < _PAYS * spent.before, _MORE * limit, limit)
-        taken = _largest(segments, allowed - spent.number)
-        _add(total, _chosen(segments, ~taken))
+    left, before, after = halvings
+    left += steps
+    more = torch.full_like(left, (_MORE - 1) * steps)
+    while waiting:
+        pays = after < _PAYS * before
+        left += torch.where(pays, more, 0)
+        more = torch.where(pays, 0, more)
+        segments = _joined(waiting)
+        # half of what is left at a time, so that the halves of a jump come before the lesser errors
+        taken = _largest(segments, (left + 1) // 2)
+        waiting = [_chosen(segments, ~taken)]
+        if not taken.any():
+            return _add(total, segments)
         segments = _chosen(segments, taken)
-        spent.number.index_add_(0, segments.rows, torch.ones_like(segments.rows))
-        spent.before.index_add_(0, segments.rows, segments.error.abs())
-        rough = [_chosen(segments, torch.zeros_like(segments.rows, dtype=torch.bool))]
+        left.index_add_(0, segments.rows, -torch.ones_like(segments.rows))
+        before.index_add_(0, segments.rows, segments.error.abs())
         for some in torch.arange(len(segments.rows), device=total.device).split(size):
             rows, depth, start, end, _, _ = _chosen(segments, some)
             middle, _ = evaluate((start.coordinates + end.coordinates) / 2, rows, False)
             for ends in ((start, middle), (middle, end)):
                 half = _segments(rows, depth + 1, *ends, total.dtype)
-                spent.after.index_add_(0, rows, half.error.abs())
-                rough.append(_add_smooth(total, bound, half))
-        segments = _joined(rough)
+                after.index_add_(0, rows, half.error.abs())
+                waiting.append(_add_smooth(total, bound, half))
 
 
 def _segments(rows: Tensor, depth: Tensor, start: Node, end: Node, dtype: torch.dtype) -> _Segments:

@@ -270,6 +270,22 @@ def test_a_jump_of_the_score_and_rounding_end_the_halving():
     assert counting.gradient_rows <= 2 * (51 + 20)
 
 
+@pytest.mark.parametrize("place", [0.1025, 0.5025, 0.8025])
+@pytest.mark.parametrize("height", [0.02, 0.05])
+def test_a_cliff_is_climbed_although_its_first_halves_are_worse(place, height):
+    # its middle is where the first halving looks, and finds a gradient of 2500; kinks have used up halvings before
+    def cliff(x):
+        share = x.flatten(1).mean(1)
+        turns = share.clamp(max=0.6) * 100 + 0.13
+        score = height * (2 * (turns - turns.floor()) - 1).abs() + torch.sigmoid((share - place) / 1e-4)
+        return torch.stack([score, -share], 1)
+
+    counting, inputs = Counting(cliff), torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    _, delta = ml.guided_ig(counting, inputs, 0, fraction=1.0, return_convergence_delta=True)
+    assert delta.abs() < 0.005
+    assert counting.gradient_rows <= 201 + 8 * 200
+
+
 def test_the_left_rule_stays_the_released_one():
     inputs = images(3)[:2] + 0.2
     counting = Counting(kinked)
