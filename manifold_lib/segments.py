@@ -19,7 +19,7 @@ _DEEPEST = 6
 # Steps whose segments are halved together: a constant, so that no sum hangs on the batch or on the points in a pass.
 _BLOCK = 8
 # An image may have a halving a step; where halving pays (kinks halve their error, noise keeps it) so many more times.
-_PAYS, _MORE = 0.9, 8
+_PAYS, _MORE = 0.9, 32
 
 
 class _Segments(NamedTuple):

@@ -286,6 +286,20 @@ def test_a_cliff_is_climbed_although_its_first_halves_are_worse(place, height):
     assert counting.gradient_rows <= 201 + 8 * 200
 
 
+@pytest.mark.parametrize("periods", [30, 110, 150, 230])
+def test_kinks_are_followed_as_long_as_that_pays(periods):
+    def wave(x):
+        share = x.flatten(1).mean(1)
+        turns = share * periods + 0.137
+        return torch.stack([share + (2 * (turns - turns.floor()) - 1).abs(), -share], 1)
+
+    counting, inputs = Counting(wave), torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    _, delta = ml.guided_ig(counting, inputs, 0, n_steps=50, fraction=1.0, return_convergence_delta=True)
+    assert counting.gradient_rows <= 51 + 32 * 50
+    # up to three periods a step their kinks are found; more would need finer halves than there are
+    assert delta.abs() < 1e-9 or periods > 150
+
+
 def test_the_left_rule_stays_the_released_one():
     inputs = images(3)[:2] + 0.2
     counting = Counting(kinked)
