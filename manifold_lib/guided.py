@@ -58,7 +58,7 @@ def guided_ig(
         halves the few segments that are rough, whose error, known from the scores at their ends, is above
         20 / n_steps² of the change of the score: kinks, which more steps would hardly mend. That costs at most
         n_steps gradients more an image, and 32 · n_steps where halving makes the errors smaller; on average
-        1 to 2 · n_steps on the zoo's LeNet, 2 to 8 · n_steps on its deep networks with the path left free.
+        1 to 2.3 · n_steps on the zoo's LeNet and 0.2 to 8 · n_steps on its deep networks, the path left free.
     internal_batch_size : int, optional
         Images (times pieces) per pass through the model.
 
