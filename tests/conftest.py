@@ -13,7 +13,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import hypothesis
 import pytest
 
-from manifold_lib import runtime
+from manifold_lib.data import folders as data_folders
+from manifold_lib.reproduction import runtime
 
 # the time of one example says nothing on a shared machine; a failure must repeat
 hypothesis.settings.register_profile("repository", deadline=None, derandomize=True, database=None)
@@ -49,8 +50,9 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The repository's folders moved into an empty one, which is returned; no ``MANIFOLD_DATA``."""
     root = tmp_path / "repository"
     root.mkdir()
-    places = {"MODELS": "data/models", "CACHE": "data/cache", "FIGURES": "figures", "BUILD": ".build"}
+    places = {"MODELS": "data/models", "FIGURES": "figures", "BUILD": ".build"}
     monkeypatch.setattr(runtime, "ROOT", root)
+    monkeypatch.setattr(data_folders, "CACHE", root / "data/cache")
     for name, place in places.items():
         monkeypatch.setattr(runtime, name, root / place)
     monkeypatch.delenv("MANIFOLD_DATA", raising=False)
@@ -85,5 +87,5 @@ def real_data(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 def processes() -> multiprocessing.context.ForkServerContext:
     """Other processes, forked from one that has imported the library once and run nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["manifold_lib.zoo", "sklearn.datasets", "pytest"])
+    context.set_forkserver_preload(["manifold_lib.reproduction.zoo", "sklearn.datasets", "pytest"])
     return context

@@ -33,7 +33,9 @@ from published import (
 from torch import Tensor, nn
 
 import manifold_lib as ml
-from manifold_lib import moons, plotting, runtime, storage
+from manifold_lib.core import files
+from manifold_lib.data import moons
+from manifold_lib.reproduction import plotting, runtime
 
 ROUNDS = 5
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
@@ -73,7 +75,7 @@ def rows() -> Iterator[list[dict]]:
         return
     print("\n\n" + table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     folder = runtime.FIGURES / "bench"
-    storage.write_bytes(folder / "bench.csv", table.to_csv(index=False, float_format="%.4g").encode())
+    files.write_bytes(folder / "bench.csv", table.to_csv(index=False, float_format="%.4g").encode())
     draw(table, folder)
 
 
@@ -380,7 +382,7 @@ def test_enhanced_ig_beside_the_published_pattern(benchmark, rows, device, n_ima
 @pytest.mark.parametrize(("n_images", "published"), [(1, True), (16, True), (16, False)])
 def test_ma_gig_beside_the_published_pattern(benchmark, rows, device, n_images: int, published: bool) -> None:
     """The zoo's networks, 200 points, 5 % of the latents at once: the released sum, and ours with bridges."""
-    from manifold_lib import zoo
+    from manifold_lib.reproduction import zoo
 
     vae, model = zoo.load("fashion32-conv-vae", device), zoo.load("lenet-fashion32", device)
     inputs = zoo.samples("fashion32", n_images, seed=1, device=device).inputs.to(device)
@@ -406,7 +408,7 @@ def test_ma_gig_beside_the_published_pattern(benchmark, rows, device, n_images: 
 
 def pairs(n_pairs: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:
     """The zoo's VAE of ten latents and pairs of prior draws."""
-    from manifold_lib import zoo
+    from manifold_lib.reproduction import zoo
 
     drawn = torch.randn(2, n_pairs, 10, generator=torch.Generator().manual_seed(1))
     return zoo.load("mnist32-vae", device), drawn[0].to(device), drawn[1].to(device)
@@ -504,7 +506,7 @@ def test_gradients_to_one_percent(benchmark, rows) -> None:
 
     And the map: its distance to a fine rule, beside that of fixed rules with as many gradients.
     """
-    from manifold_lib import zoo
+    from manifold_lib.reproduction import zoo
 
     model, inputs = zoo.load("lenet-mnist32"), zoo.samples("mnist32", 64, seed=5).inputs
     path, scores = ml.straight_path(inputs), model(inputs).detach()

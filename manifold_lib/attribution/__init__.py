@@ -1,0 +1,38 @@
+"""Attributions: each says how much every input entry moves a model's score."""
+
+from . import baselines
+from .blur import blur_ig, blur_path
+from .energy import energy_ig, energy_path
+from .gradients import expected_gradients, gradient, input_x_gradient, integrated_gradients, smoothgrad
+from .guided import guided_ig, guided_path
+from .knn import GraphPaths, geodesic_ig, geodesic_paths
+from .latent import enhanced_ig, manifold_ig
+from .latent_guided import ma_gig, ma_gig_path
+from .shapley import shapley_values
+from .tangential import TangentialBaseline, tangential_baseline, tangential_ig
+
+__all__ = [
+    "GraphPaths",
+    "TangentialBaseline",
+    "baselines",
+    "blur_ig",
+    "blur_path",
+    "energy_ig",
+    "energy_path",
+    "enhanced_ig",
+    "expected_gradients",
+    "geodesic_ig",
+    "geodesic_paths",
+    "gradient",
+    "guided_ig",
+    "guided_path",
+    "input_x_gradient",
+    "integrated_gradients",
+    "ma_gig",
+    "ma_gig_path",
+    "manifold_ig",
+    "shapley_values",
+    "smoothgrad",
+    "tangential_baseline",
+    "tangential_ig",
+]

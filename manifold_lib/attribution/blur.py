@@ -1,0 +1,93 @@
+"""Gaussian blur of images, each by a width of its own, and Blur IG: the path from the blurred image to the image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_batch, check_positive
+from ..core.scorer import Model
+from ..paths.integral import integrate
+from ..paths.path import Path
+
+# a width at which the filter is the identity to the last digit
+_SHARP = 1e-2
+
+
+def gaussian_filter(inputs: Tensor, sigma: Tensor) -> Tensor:
+    """Images after a Gaussian filter, mirrored at the border and not truncated; differentiable in both arguments.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        (B, C, H, W).
+    sigma : Tensor
+        (B,), the width of each image's filter in pixels, at least 0, which leaves it as it is.
+
+    Returns
+    -------
+    Tensor
+        (B, C, H, W).
+    """
+    check_batch(inputs)
+    if inputs.ndim != 4:
+        raise ValueError(f"inputs: got shape {tuple(inputs.shape)}, wants images (B, C, H, W) to blur")
+    if sigma.shape != inputs.shape[:1] or not (torch.isfinite(sigma) & (sigma >= 0)).all():
+        raise ValueError(f"sigma: got {sigma}, wants ({len(inputs)},) finite widths of at least 0")
+    rows, columns = (_filter(side, sigma)[:, None] for side in inputs.shape[2:])
+    return rows @ inputs @ columns.mT
+
+
+def blur_path(inputs: Tensor, *, sigma: float = 10.0) -> Path:
+    """From the image after a Gaussian filter of width ``sigma`` (pixels) to the image, the width falling to 0.
+
+    The width falls as (1 − t)², so that the last steps, in which the details appear, are the smallest ones.
+    """
+    check_batch(inputs)
+    check_positive(sigma, "sigma")
+
+    def at(rows: Tensor, t: Tensor) -> Tensor:
+        return gaussian_filter(inputs[rows], sigma * (1 - t.to(inputs)).square())
+
+    return Path(at, end=inputs)
+
+
+def blur_ig(
+    model: Model, inputs: Tensor, target: int | Tensor | None = None, *, sigma: float = 10.0, **options: Any
+) -> Tensor:
+    """Blur Integrated Gradients (Xu et al. 2020): the line integral along the scales of the image itself.
+
+    The sum is f(x) − f(x blurred by ``sigma``): nothing but the image is needed, and no baseline of one colour.
+
+    Parameters
+    ----------
+    model, inputs, target
+        As for :func:`manifold_lib.gradient`, for images (B, C, H, W).
+    sigma : float
+        Width of the widest filter, in pixels.
+    **options
+        Keywords of :func:`manifold_lib.integrate`: ``method``, ``n_steps``, ``tolerance``, ``internal_batch_size`` …
+
+    Returns
+    -------
+    Tensor
+        (B, *shape) in score units.
+    """
+    return integrate(model, blur_path(inputs, sigma=sigma), target, **options)  # type: ignore[return-value]
+
+
+def _filter(side: int, sigma: Tensor) -> Tensor:
+    """The filter along an axis, as matrices whose rows sum to 1: (B, side, side)."""
+    places = torch.arange(side, device=sigma.device)
+    weights = sigma.new_zeros(len(sigma), side, side)
+    period = max(2 * (side - 1), 1)
+    # a pixel is seen at its place and in the mirrors; a filter as wide as the image sees nothing beyond the third
+    for image in (places, -places) if side > 1 else (places,):
+        for shift in range(-3 * period, 3 * period + 1, period):
+            away = (places[:, None] - image - shift).to(sigma)
+            # the pixels at the border lie on the mirror and are seen in it but once
+            once = 1 - 0.5 * ((places == 0) | (places == side - 1)).to(sigma) if side > 1 else 1.0
+            weights = weights + once * torch.exp(-0.5 * (away / sigma.clamp_min(_SHARP).view(-1, 1, 1)) ** 2)
+    return weights / weights.sum(2, keepdim=True)

@@ -1,0 +1,273 @@
+"""Tangentially aligned Integrated Gradients (paper 2): the baseline whose attribution is most tangent.
+
+``α* = argmax_a μ(IG(x, a))`` with the tangent fraction μ, solved for each image on its own. The fraction is what is
+optimised, so a high one proves little by itself: notebook 02 shows the controls.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.checks import (
+    check_batch,
+    check_choice,
+    check_count,
+    check_generator,
+    check_positive,
+    check_range,
+    check_share,
+    warn_non_finite,
+)
+from ..core.passes import plan_passes
+from ..core.progress import progress_bar
+from ..core.scorer import Model, left_as_found, resolve_target, score_change
+from ..geometry.tangent import flat_like, tangent_fraction
+from ..paths.path import straight_path
+from ..paths.quadrature import line_integral
+from . import baselines as starting_points
+from .alignment import Search, Steps, gradient_steps, is_piecewise_linear, projection_steps
+from .latent import decoder_of, encode
+
+_GOAL = 0.99
+_PATIENCE, _GAIN, _SLACK = 50, 1e-4, 1e-6
+_FINE_STEPS = 64
+
+
+class TangentialBaseline(NamedTuple):
+    """What :func:`tangential_baseline` found.
+
+    baselines : (B, *shape).
+    tangent_fraction : (B,), of Integrated Gradients from them, by 64 Gauss–Legendre nodes.
+    history : (max_iter + 1, B), the fraction by ``n_steps`` nodes at each iteration, of the start that won.
+    converged : (B,) bool, a fraction of 0.99, or no gain for 50 iterations.
+    """
+
+    baselines: Tensor
+    tangent_fraction: Tensor
+    history: Tensor
+    converged: Tensor
+
+
+def tangential_baseline(
+    model: Model,
+    inputs: Tensor,
+    target: int | Tensor | None = None,
+    *,
+    basis: Tensor,
+    constraint: str = "none",
+    c: float = 0.8,
+    vae: Any = None,
+    solver: str | None = None,
+    n_starts: int = 3,
+    max_iter: int = 200,
+    n_steps: int = 8,
+    learning_rate: float = 0.05,
+    stop_gradient: bool | None = None,
+    clamp: tuple[float, float] = (0.0, 1.0),
+    generator: torch.Generator | None = None,
+    internal_batch_size: int | None = None,
+    progress: bool = False,
+) -> TangentialBaseline:
+    """The baseline of each image from which Integrated Gradients lies most in its tangent space (paper 2).
+
+    Paper 2 names neither start, optimiser, rate nor iterations; these are ours.
+
+    Parameters
+    ----------
+    basis : Tensor
+        (B, D, K) orthonormal columns, see :func:`manifold_lib.tangent_basis`.
+    constraint : {"none", "box", "change", "manifold"}
+        ``"box"`` keeps the baseline within ``clamp``; ``"change"`` keeps the explained change,
+        f(x) − f(a) ≥ c · (f(x) − f(0)), by a penalty; ``"manifold"`` searches a = dec(z) with ``vae``.
+    solver : {"projection", "gradient"}, optional
+        A fixed point of damped projections (:func:`manifold_lib.attribution.alignment.projection_steps`), or Adam on the
+        fraction. By default the projections, which get closer to 1 in fewer steps; they know no other constraint than
+        the box, so for ``"change"`` and ``"manifold"`` it is Adam.
+    n_starts : int
+        Starting points of each image: zero, then uniform noise within ``clamp`` (on the manifold: the encoded zero
+        image, then draws of N(0, I)). The one that ends most aligned is kept.
+    max_iter : int
+        Most iterations; the search stops when every image has a fraction of 0.99 or no gain of 1e-4 in 50.
+    n_steps : int
+        Midpoint nodes of Integrated Gradients while optimising.
+    learning_rate : float
+        Of Adam, in the units of ``inputs`` (on the manifold, of latents).
+    stop_gradient : bool, optional
+        For Adam: treat the path-averaged gradient h of IG = (x − a) ⊙ h as constant. On a ReLU network, where
+        h is constant almost everywhere, that is the same at less cost; None finds out.
+    clamp : (float, float)
+        Valid range of the inputs.
+    generator : torch.Generator, optional
+        For the starts; each is drawn once and shared by the images.
+    internal_batch_size : int, optional
+        Points per pass through the model.
+    progress : bool
+        Whether to show a bar.
+
+    Returns
+    -------
+    TangentialBaseline
+        Never less aligned than its start: the best point seen is kept.
+    """
+    check_batch(inputs)
+    flat_like(inputs, basis)
+    check_choice(constraint, "constraint", ("none", "box", "change", "manifold"))
+    check_share(c, "c")
+    check_positive(learning_rate, "learning_rate")
+    check_range(clamp, "clamp")
+    if clamp is None or not all(math.isfinite(end) for end in clamp):
+        raise ValueError(f"clamp: got {clamp}, wants two finite numbers, the range of images")
+    for count, name in ((n_starts, "n_starts"), (max_iter, "max_iter"), (n_steps, "n_steps")):
+        check_count(count, name)
+    check_generator(generator, inputs.device)
+    easy = constraint in ("none", "box")
+    solver = ("projection" if easy else "gradient") if solver is None else solver
+    check_choice(solver, "solver", ("projection", "gradient"))
+    if solver == "projection" and not easy:
+        raise ValueError(f"solver: got 'projection' with constraint={constraint!r}, wants 'gradient'")
+    if (constraint == "manifold") == (vae is None):
+        raise ValueError(f"vae: got {vae!r} with constraint={constraint!r}, wants one for 'manifold' only")
+    inputs = inputs.detach()
+    with left_as_found(model, inputs):
+        model, size = plan_passes(model, inputs, n_steps * max_iter, internal_batch_size)
+        classes = resolve_target(model, inputs, target, size)
+        if stop_gradient is None:
+            stop_gradient = is_piecewise_linear(model, inputs, classes, clamp, size)
+        starts = _starts(inputs, n_starts, clamp, vae, size, generator)
+        starts = starts.clamp(*clamp) if constraint == "box" else starts
+        decode = decoder_of(vae, inputs) if constraint == "manifold" else None
+        search = Search(model, decode, constraint, c, clamp, n_steps, size, learning_rate, stop_gradient)
+        steps = projection_steps if solver == "projection" else gradient_steps
+        rows = torch.arange(len(inputs) * n_starts, device=inputs.device).split(max(size // n_steps, 1))
+        found = []
+        for part in progress_bar(rows, show=progress, desc="tangential_baseline"):
+            image = part // n_starts
+            own = None if classes is None else classes[image]
+            walk = steps(search, inputs[image], starts[image, part % n_starts], basis[image], own)
+            found.append(_follow(walk, max_iter))
+        points, history, converged, feasible = (torch.cat(part) for part in zip(*found, strict=True))
+        result = _best(model, inputs, classes, basis, points, history, converged, feasible, n_starts, size)
+    warn_non_finite(result.tangent_fraction[:, None], "tangential_baseline")
+    return result
+
+
+def tangential_ig(
+    model: Model,
+    inputs: Tensor,
+    target: int | Tensor | None = None,
+    *,
+    basis: Tensor,
+    n_ig_steps: int = 50,
+    internal_batch_size: int | None = None,
+    return_convergence_delta: bool = False,
+    **search: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Integrated Gradients from the baseline that :func:`tangential_baseline` finds.
+
+    Parameters
+    ----------
+    n_ig_steps : int
+        Gauss–Legendre nodes of the attribution.
+    **search
+        Keywords of :func:`tangential_baseline`.
+
+    Returns
+    -------
+    Tensor, or (Tensor, Tensor)
+        (B, *shape) in score units, and Σ A − (f(x) − f(a)) (B,).
+    """
+    check_count(n_ig_steps, "n_ig_steps")
+    found = tangential_baseline(model, inputs, target, basis=basis, internal_batch_size=internal_batch_size, **search)
+    inputs, delta = inputs.detach(), None
+    with left_as_found(model, inputs, warn=False):
+        model, size = plan_passes(model, inputs, n_ig_steps, internal_batch_size, exact=True)
+        classes = resolve_target(model, inputs, target, size)
+        attributions = _integral(model, inputs, found.baselines, classes, n_ig_steps, size)
+        if return_convergence_delta:
+            change = score_change(model, inputs, found.baselines, classes, size)
+            delta = attributions.flatten(1).sum(1) - change
+    warn_non_finite(attributions, "tangential_ig")
+    return attributions if delta is None else (attributions, delta)
+
+
+def _integral(
+    model: Model, inputs: Tensor, baselines: Tensor, target: Tensor | None, n_steps: int, size: int
+) -> Tensor:
+    """Integrated Gradients by Gauss–Legendre nodes."""
+    options = {"method": "gausslegendre", "n_steps": n_steps, "size": size, "create_graph": False}
+    return line_integral(model, straight_path(inputs, baselines), target, **options)
+
+
+def _follow(steps: Steps, max_iter: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The best of the steps of a few images: baselines, history (B, max_iter + 1), converged, feasible.
+
+    Best is the largest fraction that keeps the constraint; before that, the smallest violation.
+    """
+    history: list[Tensor] = []
+    for baselines, fraction, violation in steps:
+        if not history:
+            best, best_fraction, best_violation = baselines.clone(), fraction, violation
+            stale, done = torch.zeros_like(fraction), torch.zeros_like(fraction, dtype=torch.bool)
+        feasible = (violation <= _SLACK) & (best_violation <= _SLACK)
+        better = torch.where(feasible, fraction > best_fraction, violation < best_violation)
+        better &= ~done  # an image must not gain from others that take longer
+        gained = better & (~feasible | (fraction > best_fraction + _GAIN))
+        best[better] = baselines[better]
+        best_fraction = torch.where(better, fraction, best_fraction)
+        best_violation = torch.where(better, violation, best_violation)
+        stale = torch.where(gained, 0, stale + 1)
+        history.append(torch.where(done, best_fraction, fraction))
+        done |= ((best_fraction >= _GOAL) & (best_violation <= _SLACK)) | (stale >= _PATIENCE)
+        if done.all() or len(history) > max_iter:
+            break
+    history += [best_fraction] * (max_iter + 1 - len(history))
+    return best, torch.stack(history, 1), done, best_violation <= _SLACK
+
+
+def _starts(
+    inputs: Tensor,
+    n_starts: int,
+    clamp: tuple[float, float],
+    vae: Any,
+    size: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """(B, n_starts, ...) baselines, or latents where there is a VAE."""
+    if vae is None:
+        low, high = clamp
+        noise = [starting_points.uniform(inputs, low=low, high=high, generator=generator) for _ in range(n_starts - 1)]
+        return torch.stack([torch.zeros_like(inputs), *noise], 1)
+    with torch.no_grad():
+        latents = encode(vae, torch.zeros_like(inputs), size)
+    device = check_generator(generator, inputs.device)
+    draws = torch.randn((n_starts - 1, *latents.shape[1:]), generator=generator, device=device, dtype=latents.dtype)
+    return torch.cat([latents[:, None], draws.to(latents.device).expand(len(inputs), *draws.shape)], 1)
+
+
+def _best(
+    model: Model,
+    inputs: Tensor,
+    target: Tensor | None,
+    basis: Tensor,
+    points: Tensor,
+    history: Tensor,
+    converged: Tensor,
+    feasible: Tensor,
+    n_starts: int,
+    size: int,
+) -> TangentialBaseline:
+    """The start of each image that ended most aligned, among those that keep the constraint where any does."""
+    images = torch.arange(len(inputs), device=inputs.device).repeat_interleave(n_starts)
+    own = None if target is None else target[images]
+    maps = _integral(model, inputs[images], points, own, _FINE_STEPS, size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a start at the input itself explains nothing
+        fraction = tangent_fraction(maps, basis[images])
+    preferred = torch.nan_to_num(fraction, nan=-1.0) + feasible.to(fraction.dtype) * 2
+    chosen = preferred.view(-1, n_starts).argmax(1) + torch.arange(len(inputs), device=inputs.device) * n_starts
+    return TangentialBaseline(points[chosen], fraction[chosen], history[chosen].T.contiguous(), converged[chosen])

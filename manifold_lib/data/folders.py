@@ -1,0 +1,50 @@
+"""Where data sets are looked for: the folder that ``MANIFOLD_DATA`` names, and ``data/cache``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..core.files import DataNotFound
+
+CACHE = Path(__file__).resolve().parents[2] / "data" / "cache"
+
+
+def data_folder() -> Path | None:
+    """The folder named by ``MANIFOLD_DATA``, which is only ever read; None when unset."""
+    value = os.environ.get("MANIFOLD_DATA", "").strip()
+    return Path(value).expanduser().resolve() if value else None
+
+
+def find(relative: str, *, bare: bool = False) -> Path | None:
+    """A file or folder under ``MANIFOLD_DATA`` or in the cache; ``bare`` also takes a file outside its own folder.
+
+    MNIST and Fashion-MNIST share their file names, so theirs need the folder.
+    """
+    names = [relative, Path(relative).name] if bare else [relative]
+    places = [folder for folder in (data_folder(), CACHE) if folder is not None]
+    return next((path for folder in places for name in names if (path := folder / name).exists()), None)
+
+
+def missing(what: str, relatives: list[str], *, other_way: str = "") -> DataNotFound:
+    """The error to raise for a set that is not there."""
+    folder = data_folder()
+    places = [str(folder)] if folder else ["MANIFOLD_DATA (not set)"]
+    other_way = other_way or "run `make data` on a machine with a network, which downloads it into data/cache"
+    return DataNotFound(
+        f"{what}: looked for {', '.join(relatives)} in {' and in '.join([*places, 'data/cache'])}. "
+        f"Provide it in one of two ways: set MANIFOLD_DATA to a folder that holds {relatives[0]}, or {other_way}."
+    )
+
+
+@contextlib.contextmanager
+def download(what: str, relatives: list[str]) -> Iterator[None]:
+    """Run a torchvision download, its chatter swallowed; a failure becomes :class:`DataNotFound`."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    except (OSError, RuntimeError) as error:
+        raise missing(what, relatives) from error

@@ -1,0 +1,121 @@
+"""A differentiable renderer of two shapes, whose tangent spaces are exact and whose evidence is known.
+
+The shape in one half decides the class. The other half holds a ring of the same ink that says nothing
+about the class, so an attribution that lands there is wrong by construction.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_batch, check_count, check_generator
+from ..core.scorer import check_target
+
+CLASSES = ("disc", "square", "triangle", "cross")
+LATENT_DIM = 8  # x, y, size, angle of the class shape, then of the distractor
+_INK = 32.0  # summed intensity of each half of a 32×32 image
+_SOFTNESS = 0.6  # width of an edge, in pixels of a 32×32 image
+
+
+class ShapeSamples(NamedTuple):
+    """Images (n, 1, s, s), classes (n,), latents (n, 8) and the half that holds the evidence (n, 1, s, s)."""
+
+    inputs: Tensor
+    labels: Tensor
+    latents: Tensor
+    mask: Tensor
+
+
+def render_shapes(latents: Tensor, labels: Tensor | int, *, size: int = 32) -> Tensor:
+    """Draw a class shape in the left half and a ring in the right half, both with the same ink.
+
+    Parameters
+    ----------
+    latents : Tensor
+        (B, 8): x, y, size and angle of the class shape, then of the ring. Standard-normal values
+        give readable images: positions, sizes and angles pass through a tanh, so no shape leaves its half.
+    labels : Tensor or int
+        Classes (B,) in 0 to 3: disc, square, triangle, cross.
+    size : int
+        Side of the image in pixels, even.
+
+    Returns
+    -------
+    Tensor
+        (B, 1, size, size) in [0, 1], differentiable in the latents.
+    """
+    check_batch(latents, "latents")
+    if latents.ndim != 2 or latents.shape[1] != LATENT_DIM:
+        raise ValueError(f"latents: got shape {tuple(latents.shape)}, wants (B, {LATENT_DIM})")
+    if check_count(size, "size", least=8) % 2:
+        raise ValueError(f"size: got {size}, wants an even number")
+    labels = check_target(labels, len(latents), len(CLASSES), latents.device, "labels")
+    evidence = _half(latents[:, :4], labels, size)
+    distractor = _half(latents[:, 4:], None, size)
+    return torch.cat([evidence, distractor], 2)[:, None]
+
+
+def shape_decoder(labels: Tensor | int, *, size: int = 32) -> Callable[[Tensor], Tensor]:
+    """The decoder (B, 8) -> (B, 1, size, size) of images with these labels, for the tangent functions.
+
+    With a tensor of labels it decodes batches of just that length, so give the tangent functions an
+    ``internal_batch_size`` of at least 8 · B, or one label at a time.
+    """
+    return functools.partial(render_shapes, labels=labels, size=size)
+
+
+def sample_shapes(n_samples: int, *, generator: torch.Generator, size: int = 32) -> ShapeSamples:
+    """Random images with balanced-at-random classes and standard-normal latents."""
+    check_count(n_samples, "n_samples")
+    check_generator(generator, "cpu")
+    labels = torch.randint(len(CLASSES), (n_samples,), generator=generator)
+    latents = torch.randn(n_samples, LATENT_DIM, generator=generator)
+    mask = torch.zeros(n_samples, 1, size, size, dtype=torch.bool)
+    mask[..., : size // 2] = True
+    return ShapeSamples(render_shapes(latents, labels, size=size), labels, latents, mask)
+
+
+def _half(latents: Tensor, labels: Tensor | None, size: int) -> Tensor:
+    """One shape in a half image (B, size, size / 2); labels None draws the ring."""
+    unit = size / 32
+    squashed = torch.tanh(latents)
+    x = (8 + 1.2 * squashed[:, 0]) * unit
+    y = (16 + 8 * squashed[:, 1]) * unit
+    radius = (4.5 + 0.7 * squashed[:, 2]) * unit
+    angle = math.pi / 5 * squashed[:, 3]
+    options = {"device": latents.device, "dtype": latents.dtype}
+    rows = torch.arange(size, **options)[None, :, None] + 0.5 - y[:, None, None]
+    columns = torch.arange(size // 2, **options)[None, None, :] + 0.5 - x[:, None, None]
+    cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    u, v = cosine * columns + sine * rows, cosine * rows - sine * columns
+    r = radius[:, None, None]
+    if labels is None:
+        # an ellipse, so that the ring's angle moves it and its tangent space has full rank
+        distance = (_length(u * 1.15, v / 1.15, unit) - 0.85 * r).abs() - 0.24 * r
+    else:
+        stacked = torch.stack(_distances(u, v, r, unit), 1)
+        distance = stacked[torch.arange(len(labels), device=labels.device), labels]
+    coverage = torch.sigmoid(-distance / (_SOFTNESS * unit))
+    return coverage * (_INK * unit**2 / coverage.sum((1, 2), keepdim=True))
+
+
+def _length(u: Tensor, v: Tensor, unit: float) -> Tensor:
+    return torch.sqrt(u**2 + v**2 + 1e-3 * unit**2)
+
+
+def _distances(u: Tensor, v: Tensor, r: Tensor, unit: float) -> tuple[Tensor, ...]:
+    """Signed distance (pixels, negative inside) to an ellipse, a square, a triangle and a cross."""
+    disc = _length(u * 1.1, v / 1.1, unit) - r
+    square = torch.maximum(u.abs(), v.abs()) - 0.92 * r
+    half, height = math.sqrt(3) / 2, 0.62
+    triangle = torch.maximum(v - height * r, half * u.abs() - v / 2 - height * r)
+    arms = torch.minimum(
+        torch.maximum(u.abs() - 0.45 * r, v.abs() - 1.2 * r), torch.maximum(u.abs() - 1.2 * r, v.abs() - 0.45 * r)
+    )
+    return disc, square, triangle, arms

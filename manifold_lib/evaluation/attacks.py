@@ -1,0 +1,119 @@
+"""Attacks on a model: projected gradient ascent on the cross-entropy inside a norm ball."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.checks import check_batch, check_choice, check_count, check_generator, check_positive, check_range
+from ..core.scorer import Model, check_differentiable, left_as_found, resolve_target
+
+
+def pgd(
+    model: Model,
+    inputs: Tensor,
+    target: int | Tensor | None = None,
+    *,
+    eps: float | Tensor,
+    norm: str = "l2",
+    n_steps: int = 20,
+    step_size: float | None = None,
+    norm_scope: str = "sample",
+    clamp: tuple[float, float] | None = (0.0, 1.0),
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Projected gradient descent (Madry et al. 2018): inputs near ``inputs`` that the model gets wrong.
+
+    Parameters
+    ----------
+    model : callable
+        Logits (B, C) from inputs (B, *shape); its mode is used as found.
+    inputs : Tensor
+        (B, *shape).
+    target : int, Tensor or None
+        The labels to move away from; None means the classes predicted at ``inputs``.
+    eps : float or Tensor
+        Radius of the ball in the units of ``inputs``, one for all or one per image (B,).
+    norm : {"l2", "linf"}
+    n_steps : int
+        Gradient steps.
+    step_size : float, optional
+        Length of a step as a share of ``eps``; by default 2.5 / n_steps.
+    norm_scope : {"sample", "batch"}
+        ``"batch"`` takes the L2 norm over the flattened whole batch, as the code of paper 1 does:
+        ``eps`` is then a budget for the batch, about eps / √B an image. It needs a single ``eps``.
+    clamp : tuple or None
+        Valid range of the inputs; None leaves them unbounded.
+    generator : torch.Generator, optional
+        For a random start at half the radius; None starts at ``inputs``.
+
+    Returns
+    -------
+    Tensor
+        (B, *shape), detached, within ``eps`` of ``inputs`` and within ``clamp``.
+    """
+    check_batch(inputs)
+    check_choice(norm, "norm", ("l2", "linf"))
+    check_choice(norm_scope, "norm_scope", ("sample", "batch"))
+    check_count(n_steps, "n_steps")
+    check_range(clamp, "clamp")
+    device = check_generator(generator, inputs.device)
+    radius = radius_of(eps, inputs, norm_scope)
+    share = 2.5 / n_steps if step_size is None else check_positive(step_size, "step_size")
+    if norm_scope == "batch" and norm != "l2":
+        raise ValueError("norm_scope: 'batch' is defined for norm='l2' only")
+
+    inputs = inputs.detach()
+    with left_as_found(model, inputs):
+        labels = resolve_target(model, inputs, target, len(inputs))
+        if labels is None:
+            raise ValueError("model: got scores (B,), wants logits (B, C) for the cross-entropy")
+        delta = torch.zeros_like(inputs)
+        if generator is not None:
+            noise = torch.randn(inputs.shape, generator=generator, device=device, dtype=inputs.dtype)
+            delta = ascent_direction(noise.to(inputs.device), norm, norm_scope) * radius / 2
+        for _ in range(n_steps):
+            points = (inputs + delta).requires_grad_()
+            with torch.enable_grad():
+                loss = F.cross_entropy(model(points.clone()), labels, reduction="sum")
+                check_differentiable(loss)
+            (gradient,) = torch.autograd.grad(loss, points, materialize_grads=True)
+            delta = delta + share * radius * ascent_direction(gradient, norm, norm_scope)
+            delta = into_ball(delta, radius, norm, norm_scope)
+            if clamp is not None:
+                delta = (inputs + delta).clamp(*clamp) - inputs
+    # once more, since adding the difference rounds
+    return inputs + delta if clamp is None else (inputs + delta).clamp(*clamp)
+
+
+def radius_of(eps: float | Tensor, inputs: Tensor, norm_scope: str) -> Tensor:
+    """``eps`` as a tensor that broadcasts over (B, *shape)."""
+    ones = (1,) * (inputs.ndim - 1)
+    if isinstance(eps, Tensor) and eps.ndim > 0:
+        if eps.shape != (len(inputs),):
+            raise ValueError(f"eps: got shape {tuple(eps.shape)}, wants a number or ({len(inputs)},)")
+        if norm_scope == "batch":
+            raise ValueError("eps: wants one number when norm_scope is 'batch'")
+        if not (torch.isfinite(eps) & (eps >= 0)).all():
+            raise ValueError("eps: wants finite radii of at least 0")
+        return eps.to(inputs).view(-1, *ones)
+    number = check_positive(eps.item() if isinstance(eps, Tensor) else eps, "eps", zero=True)
+    return torch.full((1, *ones), number, dtype=inputs.dtype, device=inputs.device)
+
+
+def _length(vectors: Tensor, norm_scope: str) -> Tensor:
+    """L2 norm per image, or of the whole batch, shaped to broadcast."""
+    dims = tuple(range(vectors.ndim)) if norm_scope == "batch" else tuple(range(1, vectors.ndim))
+    return torch.linalg.vector_norm(vectors, dim=dims, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+
+
+def ascent_direction(gradient: Tensor, norm: str, norm_scope: str) -> Tensor:
+    """Steepest ascent of unit norm."""
+    return gradient.sign() if norm == "linf" else gradient / _length(gradient, norm_scope)
+
+
+def into_ball(delta: Tensor, radius: Tensor, norm: str, norm_scope: str) -> Tensor:
+    if norm == "linf":
+        return torch.minimum(torch.maximum(delta, -radius), radius)
+    return delta * (radius / _length(delta, norm_scope)).clamp_max(1)

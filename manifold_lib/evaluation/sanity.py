@@ -1,0 +1,107 @@
+"""Sanity of attributions: they should depend on the model's weights, and not on the last digits of the input."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.checks import check_batch, check_count, check_generator, check_map, check_positive, warn_non_finite
+from ..core.scorer import Model, left_as_found
+
+
+def randomised(model: nn.Module, *, n_layers: int | None = None, generator: torch.Generator | None = None) -> nn.Module:
+    """A copy of the network with the weights of its last layers drawn anew (Adebayo et al. 2018).
+
+    A map that hardly changes with it shows the image and not the network.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left as it is.
+    n_layers : int, optional
+        How many layers with weights, from the output on (in the order in which they are registered); None means all.
+    generator : torch.Generator, optional
+        For the new weights, which are those of each layer's own ``reset_parameters``; on the CPU.
+
+    Returns
+    -------
+    nn.Module
+        In the model's mode, parameters frozen or not as the model's are.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: got {type(model).__name__}, wants an nn.Module, whose layers can be drawn anew")
+    check_generator(generator, "cpu")
+    copied = copy.deepcopy(model)
+    layers: list[Any] = [
+        layer
+        for layer in copied.modules()
+        if callable(getattr(layer, "reset_parameters", None)) and any(True for _ in layer.parameters(recurse=False))
+    ]
+    count = len(layers) if n_layers is None else check_count(n_layers, "n_layers")
+    if not layers or count > len(layers):
+        raise ValueError(f"n_layers: got {n_layers}, wants at most {len(layers)}, the model's layers with weights")
+    drawn = {id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)}
+    left = [name for name, parameter in copied.named_parameters() if id(parameter) not in drawn]
+    if n_layers is None and left:
+        raise ValueError(f"model: {', '.join(left)} would stay, wants layers with reset_parameters; or give n_layers")
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for layer in layers[-count:]:
+            layer.cpu().reset_parameters()
+    device = next(model.parameters()).device
+    return copied.to(device)
+
+
+def max_sensitivity(
+    model: Model,
+    inputs: Tensor,
+    target: int | Tensor | None = None,
+    *,
+    attribution: Callable[[Model, Tensor, int | Tensor | None], Tensor],
+    radius: float = 0.02,
+    n_samples: int = 10,
+    maps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """max over δ of ‖A(x + δ) − A(x)‖₂ / ‖A(x)‖₂, per image: (B,) (Yeh et al. 2019).
+
+    δ is uniform in a cube, one draw for all images, so that no value depends on the batch.
+
+    Parameters
+    ----------
+    attribution : callable
+        ``attribution(model, inputs, target)`` -> (B, *shape). Give ``target`` where it is to stay the same.
+    radius : float
+        Half the side of the cube, in input units.
+    n_samples : int
+        Draws, each of which costs one attribution of the batch. More draws find larger values.
+    maps : Tensor, optional
+        A(x), (B, *shape), where it is at hand.
+
+    Returns
+    -------
+    Tensor
+        (B,), 0 for a map that does not move at all; NaN, with a warning, where A(x) is zero everywhere.
+    """
+    check_batch(inputs)
+    check_positive(radius, "radius")
+    check_count(n_samples, "n_samples")
+    device = check_generator(generator, inputs.device)
+    with left_as_found(model, inputs), warnings.catch_warnings():
+        # the attribution would say with each draw what has been said
+        warnings.filterwarnings("ignore", message="the model is in train mode")
+        maps = check_map(attribution(model, inputs, target) if maps is None else maps, inputs, "maps")
+        size, worst = maps.flatten(1).norm(dim=1), inputs.new_zeros(len(inputs))
+        for _ in range(n_samples):
+            noise = torch.rand(inputs.shape[1:], generator=generator, device=device, dtype=inputs.dtype)
+            moved = attribution(model, inputs + radius * (2 * noise - 1).to(inputs.device), target)
+            worst = torch.maximum(worst, (moved - maps).flatten(1).norm(dim=1))
+    found = worst / size
+    warn_non_finite(found[:, None], "max_sensitivity")
+    return found

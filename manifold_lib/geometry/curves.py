@@ -1,0 +1,198 @@
+"""Curves in a latent space, seen through a decoder: energy, length, and points at constant decoded speed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.checks import check_batch, check_count
+from ..paths.path import Path
+from .tangent import Decoder, check_mode
+
+# Images decoded at once: on a CPU more would leave the cache.
+_CPU_IMAGES, _GPU_IMAGES = 256, 8192
+_RESAMPLINGS = 2
+
+
+def curve_energy(decoder: Decoder, points: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
+    """Discrete energy ½ n Σ_i ‖g(z_{i+1}) − g(z_i)‖² of curves of n segments (paper 3, eq. 2; Shao et al. 2018).
+
+    At least ½ length², and equal to it at constant decoded speed.
+
+    Parameters
+    ----------
+    decoder : callable
+        (B, *latent) -> (B, *shape).
+    points : Tensor
+        (B, T, *latent), T = n + 1 of at least 2, at equal steps of time.
+    internal_batch_size : int, optional
+        Images decoded at once.
+
+    Returns
+    -------
+    Tensor
+        (B,), in squared output units.
+    """
+    steps = decoded_steps(decoder, points, internal_batch_size)
+    return steps.square().sum(1) * steps.shape[1] / 2
+
+
+def curve_length(decoder: Decoder, points: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
+    """Length Σ_i ‖g(z_{i+1}) − g(z_i)‖ of the decoded polyline, in output units: (B, T, *latent) -> (B,)."""
+    return decoded_steps(decoder, points, internal_batch_size).sum(1)
+
+
+def decoded_steps(decoder: Decoder, points: Tensor, internal_batch_size: int | None = None) -> Tensor:
+    """‖g(z_{i+1}) − g(z_i)‖ of each segment, some curves at a time: (B, T, *latent) -> (B, T − 1).
+
+    With a graph where the points have one.
+    """
+    check_curves(points)
+    check_mode(decoder)
+    rows = curves_at_once(points.shape[1], points, internal_batch_size)
+    decoder = in_parts(decoder, internal_batch_size)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and points.requires_grad):
+        return torch.cat([decode_curves(decoder, part).diff(dim=1).norm(dim=2) for part in points.split(rows)])
+
+
+def decode_curves(decoder: Decoder, points: Tensor) -> Tensor:
+    """Images of all points, flat: (B, T, *latent) -> (B, T, D)."""
+    # a copy, since a decoder may begin with an in-place layer
+    images = decoder(points.flatten(0, 1).clone())
+    if images.ndim < 2 or len(images) != points.shape[0] * points.shape[1]:
+        raise ValueError(
+            f"decoder: got output {tuple(images.shape)}, wants ({points.shape[0] * points.shape[1]}, *shape)"
+        )
+    return images.flatten(1).unflatten(0, points.shape[:2])
+
+
+def in_parts(decoder: Decoder, size: int | None) -> Decoder:
+    """The decoder, given at most so many latents at once."""
+    if size is None:
+        return decoder
+
+    def decode(latents: Tensor) -> Tensor:
+        return torch.cat([decoder(part) for part in latents.split(size)])
+
+    return decode
+
+
+def check_curves(points: Tensor) -> Tensor:
+    """Refuse what is no batch of curves of two points or more."""
+    check_batch(points, "points", min_dim=3)
+    if points.shape[1] < 2:
+        raise ValueError(f"points: got shape {tuple(points.shape)}, wants (B, T, *latent) with T of at least 2")
+    return points
+
+
+def curves_at_once(n_points: int, like: Tensor, internal_batch_size: int | None) -> int:
+    """How many curves of so many points to decode at once."""
+    if internal_batch_size is None:
+        internal_batch_size = _GPU_IMAGES if like.device.type == "cuda" else _CPU_IMAGES
+    return max(check_count(internal_batch_size, "internal_batch_size") // n_points, 1)
+
+
+def resample(decoder: Decoder, points: Tensor, n_steps: int, *, internal_batch_size: int | None = None) -> Tensor:
+    """Points of the same curves, n_steps + 1 of them, at constant decoded speed: (B, n_steps + 1, *latent).
+
+    The curve through the given points, at equal steps of time, is a cubic spline. The ends are exact.
+    """
+    check_count(n_steps, "n_steps")
+    steps = decoded_steps(decoder, points, internal_batch_size)
+    times = _equal_times(points)
+    for _ in range(_RESAMPLINGS):
+        times = even_times(times, steps, max(n_steps, points.shape[1] - 1))
+        steps = decoded_steps(decoder, spline_points(points, times), internal_batch_size)
+    return _at_times(points, even_times(times, steps, n_steps))
+
+
+def resample_once(decoder: Decoder, points: Tensor, n_steps: int) -> Tensor:
+    """:func:`resample` by the arc lengths of the given points alone: half as dear, and even where they are."""
+    return _at_times(points, even_times(_equal_times(points), decoded_steps(decoder, points), n_steps))
+
+
+def even_times(times: Tensor, steps: Tensor, n_steps: int) -> Tensor:
+    """Times at equal parts of the arc length, which is linear between given times: (B, T), (B, T − 1) -> (B, n + 1)."""
+    arc = torch.cat([steps.new_zeros(len(steps), 1), torch.nan_to_num(steps).cumsum(1)], 1)
+    even = torch.linspace(0, 1, n_steps + 1, device=arc.device, dtype=arc.dtype)
+    wanted = even * arc[:, -1:]
+    edge = (torch.searchsorted(arc, wanted.contiguous(), right=True) - 1).clamp(0, steps.shape[1] - 1)
+    start, stop = arc.gather(1, edge), arc.gather(1, edge + 1)
+    share = ((wanted - start) / (stop - start).clamp_min(torch.finfo(arc.dtype).tiny)).clamp(0, 1)
+    early, late = times.gather(1, edge), times.gather(1, edge + 1)
+    return torch.where(arc[:, -1:] > 0, early + share * (late - early), even)
+
+
+def _equal_times(points: Tensor) -> Tensor:
+    return torch.linspace(0, 1, points.shape[1], device=points.device, dtype=points.dtype).expand(points.shape[:2])
+
+
+def _at_times(points: Tensor, times: Tensor) -> Tensor:
+    found = spline_points(points, times)
+    found[:, 0], found[:, -1] = points[:, 0], points[:, -1]
+    return found
+
+
+def spline_path(points: Tensor) -> Path:
+    """The path in latents whose points at equal steps of time are given: (B, T, *latent)."""
+    check_curves(points)
+
+    def at(rows: Tensor, t: Tensor) -> Tensor:
+        return spline_points(points[rows], t[:, None]).squeeze(1)
+
+    return Path(at, end=points[:, -1])
+
+
+def spline_points(points: Tensor, times: Tensor) -> Tensor:
+    """Cubic splines through points at equal steps of time: (B, T, *latent) at times (B, N) -> (B, N, *latent)."""
+    n_edges = points.shape[1] - 1
+    flat = points.flatten(2)
+    slopes = torch.einsum("ts,bsd->btd", _slopes(n_edges).to(flat), flat)
+    position = times * n_edges
+    edge = position.detach().floor().long().clamp(0, n_edges - 1)
+    u = (position - edge)[..., None]
+    pick = edge[..., None].expand(-1, -1, flat.shape[2])
+    start, stop = flat.gather(1, pick), flat.gather(1, pick + 1)
+    leaving, arriving = slopes.gather(1, pick), slopes.gather(1, pick + 1)
+    # Hermite form, with time in units of a segment
+    found = start + u * leaving + u**2 * (3 * (stop - start) - 2 * leaving - arriving)
+    found = found + u**3 * (2 * (start - stop) + leaving + arriving)
+    return found.unflatten(2, points.shape[2:])
+
+
+def _slopes(n_edges: int) -> Tensor:
+    """The matrix that takes values at equal steps to the slopes of their cubic spline, per segment: (T, T)."""
+    from scipy.interpolate import CubicSpline  # here, since it takes seconds to import
+
+    values = np.eye(n_edges + 1)
+    if n_edges < 3:  # a parabola, or a line
+        return torch.from_numpy(np.gradient(values, axis=0, edge_order=min(n_edges, 2)))
+    times = np.arange(n_edges + 1)
+    return torch.from_numpy(CubicSpline(times, values, bc_type="not-a-knot")(times, 1))
+
+
+def knot_basis(n_steps: int, n_knots: int | None, like: Tensor) -> Tensor:
+    """How the points follow the knots, (n_steps + 1, m): the identity, or cubic splines that are 0 at both ends."""
+    if n_knots is None or n_knots >= n_steps - 1:
+        return torch.eye(n_steps + 1, dtype=like.dtype, device=like.device)[:, 1:-1]
+    values = torch.eye(n_knots + 2, dtype=like.dtype, device=like.device)[1:-1]
+    times = torch.linspace(0, 1, n_steps + 1, dtype=like.dtype, device=like.device).expand(n_knots, -1)
+    knots = spline_points(values[:, :, None], times)[:, :, 0].T.contiguous()
+    knots[0], knots[-1] = 0, 0
+    return knots
+
+
+def line_between(start: Tensor, end: Tensor, n_steps: int) -> Tensor:
+    """Points on straight lines, ends included: (B, *latent) twice -> (B, n_steps + 1, *latent)."""
+    t = torch.linspace(0, 1, n_steps + 1, dtype=start.dtype, device=start.device)
+    t = t.view(1, -1, *(1,) * (start.ndim - 1))
+    line = start[:, None] + t * (end - start)[:, None]
+    line[:, -1] = end
+    return line
+
+
+def of_less_energy(decoder: Decoder, points: Tensor, others: Tensor) -> Tensor:
+    """Of each two curves the one of less energy."""
+    better = curve_energy(decoder, points) < curve_energy(decoder, others)
+    return torch.where(better.view(-1, *(1,) * (points.ndim - 1)), points, others)

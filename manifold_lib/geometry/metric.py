@@ -1,0 +1,98 @@
+"""The pullback metric JᵀJ of a decoder, and the maps between tangent vectors and points that its geodesics give."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_batch, check_count, check_like
+from ..core.scorer import jvp
+from .geodesics import geodesic
+from .tangent import Decoder, check_mode, decoder_jacobian
+
+
+def pullback_metric(decoder: Decoder, latents: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
+    """G = JᵀJ at each latent: (B, *latent) -> (B, K, K), in squared output units per squared latent unit.
+
+    For a basis of the tangent space use :func:`manifold_lib.tangent_basis`, which does not square J's condition.
+    """
+    jacobian = decoder_jacobian(decoder, latents, internal_batch_size=internal_batch_size)
+    return jacobian.mT @ jacobian
+
+
+def magnification_factor(decoder: Decoder, latents: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
+    """√det(JᵀJ), by how much the decoder stretches volume (Chen et al. 2018): (B, *latent) -> (B,).
+
+    From the triangular factor of J, so that small factors keep their digits.
+    """
+    jacobian = decoder_jacobian(decoder, latents, internal_batch_size=internal_batch_size)
+    if jacobian.shape[1] < jacobian.shape[2]:
+        return jacobian.new_zeros(len(jacobian))
+    return torch.linalg.qr(jacobian, mode="r").R.diagonal(dim1=1, dim2=2).abs().log().sum(1).exp()
+
+
+def exp_map(decoder: Decoder, latents: Tensor, velocities: Tensor, *, n_steps: int = 32) -> Tensor:
+    """The end of the geodesic that leaves a latent with a velocity, after unit time: (B, *latent) -> (B, *latent).
+
+    Runge–Kutta steps of fourth order on the geodesic equation. For latents of few dimensions and smooth decoders:
+    on a piecewise linear one the acceleration is zero almost everywhere.
+    """
+    check_batch(latents, "latents")
+    velocities = check_like(velocities, latents, "velocities", "latents")
+    check_count(n_steps, "n_steps")
+    check_mode(decoder)
+    h = 1 / n_steps
+    z, v = latents.detach(), velocities.detach()
+    # with grad mode off torch takes other formulas, and some of them know no forward mode
+    with torch.inference_mode(False), torch.enable_grad():
+        z, v = z.clone(), v.clone()
+        for step in range(n_steps):
+            a1 = acceleration(decoder, z, v)
+            a2 = acceleration(decoder, z + h / 2 * v, v + h / 2 * a1)
+            a3 = acceleration(decoder, z + h / 2 * (v + h / 2 * a1), v + h / 2 * a2)
+            a4 = acceleration(decoder, z + h * (v + h / 2 * a2), v + h * a3)
+            z = z + h * (v + h / 6 * (a1 + a2 + a3))
+            v = v + h / 6 * (a1 + 2 * a2 + 2 * a3 + a4)
+            z, v = z.detach(), v.detach()
+            bad = ~(torch.isfinite(z) & torch.isfinite(v)).flatten(1).all(1)
+            if bad.any():
+                rows = bad.nonzero().flatten().tolist()[:8]
+                raise ValueError(
+                    f"decoder: got NaN or infinity, or a derivative of it, at step {step + 1} of {n_steps} of the "
+                    f"geodesics {rows}, wants a smooth decoder where they lead"
+                )
+    return z
+
+
+def log_map(decoder: Decoder, start: Tensor, end: Tensor, *, n_steps: int = 32, max_iter: int = 100) -> Tensor:
+    """The velocity with which the geodesic to ``end`` leaves ``start``: twice (B, *latent) -> (B, *latent).
+
+    The inverse of :func:`exp_map` as far as the geodesic is the shortest; its norm in the metric is the length.
+    """
+    z = geodesic(decoder, start, end, n_steps=n_steps, max_iter=max_iter, tolerance=1e-8).points
+    # one-sided differences, of fourth order where there are points enough
+    weights = {1: (-1, 1), 2: (-1.5, 2, -0.5), 3: (-11 / 6, 3, -1.5, 1 / 3)}.get(
+        n_steps, (-25 / 12, 4, -3, 4 / 3, -0.25)
+    )
+    return n_steps * torch.einsum("i,bi...->b...", z.new_tensor(weights), z[:, : len(weights)])
+
+
+def acceleration(decoder: Decoder, latents: Tensor, velocities: Tensor) -> Tensor:
+    """γ'' of the geodesic with γ = latents and γ' = velocities, −(JᵀJ)⁻¹ Jᵀ D²g[γ', γ']: (B, *latent).
+
+    The image of a geodesic accelerates at right angles to the manifold only: Jᵀ (J γ'' + D²g[γ', γ']) = 0. The second
+    derivative along the velocity is two forward passes, one within the other; no Christoffel symbol is formed.
+    """
+
+    def speed(z: Tensor) -> Tensor:
+        return jvp(decoder, z, velocities)[1]
+
+    # LAPACK does not take NaN, nor does the Jacobian: a row that has lost its way gets NaN without them
+    kept = torch.isfinite(latents + velocities).flatten(1).all(1)
+    mask = kept.view(-1, *(1,) * (latents.ndim - 1))
+    latents, velocities = latents.where(mask, 0), velocities.where(mask, 0)
+    bend = jvp(speed, latents, velocities)[1].flatten(1)
+    jacobian = decoder_jacobian(decoder, latents)
+    kept = kept & torch.isfinite(jacobian).flatten(1).all(1) & torch.isfinite(bend).all(1)
+    pulled = torch.linalg.lstsq(jacobian.where(kept[:, None, None], 0), bend.where(kept[:, None], 0)[:, :, None])
+    return -pulled.solution.squeeze(2).where(kept[:, None], torch.nan).view_as(latents)

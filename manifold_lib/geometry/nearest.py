@@ -1,0 +1,138 @@
+"""The distance to a decoder's manifold: the nearest decoded image, by Levenberg–Marquardt from some starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_batch, check_count, check_positive
+from .tangent import check_mode, decoder_jacobian
+
+# entries of the Jacobians in memory at once
+_ENTRIES = 2**22
+# damping at first, the least part of it that a good step leaves, and where no step will help any more
+_DAMPING, _EASE, _STUCK = 1e-2, 1 / 3, 1e8
+# share of the residual along the manifold below which a point is a minimum
+_FLAT = 1e-3
+
+
+class Nearest(NamedTuple):
+    """The best of all starts for each point.
+
+    latents : (B, *latent), those of the nearest decoded image found.
+    distance : (B,), ‖g(z) − x‖₂ in units of the points.
+    converged : (B,) bool, whether the last step shortened the distance by less than the tolerance, or could not.
+    """
+
+    latents: Tensor
+    distance: Tensor
+    converged: Tensor
+
+
+def nearest_on_manifold(
+    decoder: Callable[[Tensor], Tensor],
+    points: Tensor,
+    starts: Tensor,
+    *,
+    max_iter: int = 50,
+    tolerance: float = 1e-4,
+    internal_batch_size: int | None = None,
+) -> Nearest:
+    """min_z ‖g(z) − x‖₂ for each point, from each of its starts, all of them in lock-step.
+
+    A local minimum from each start: the distance is an upper bound, and more starts make it tighter. For latents of up
+    to some hundred dimensions, since each step takes the decoder's Jacobian.
+
+    Parameters
+    ----------
+    decoder : callable
+        (B, *latent) -> (B, *shape).
+    points : Tensor
+        (B, *shape).
+    starts : Tensor
+        (B, S, *latent).
+    tolerance : float
+        A search ends when a step shortens its distance by less than this share.
+    internal_batch_size : int, optional
+        Searches per pass.
+
+    Returns
+    -------
+    Nearest
+    """
+    check_mode(decoder)
+    check_batch(points, "points")
+    if points.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(f"points: got {points.dtype}, wants single or double precision to solve systems in")
+    check_batch(starts, "starts", min_dim=3)
+    check_count(max_iter, "max_iter")
+    check_positive(tolerance, "tolerance")
+    if len(starts) != len(points) or (starts.dtype, starts.device) != (points.dtype, points.device):
+        got, wants = ((tuple(t.shape), t.dtype, str(t.device)) for t in (starts, points))
+        raise ValueError(f"starts: got {got}, wants (B, S, *latent) for points {wants}")
+    n_starts, latents = starts.shape[1], starts.flatten(0, 1).clone()
+    size = max(_ENTRIES // (points[0].numel() * latents[0].numel()), 1)
+    if internal_batch_size is not None:
+        size = check_count(internal_batch_size, "internal_batch_size")
+    distance, converged = (latents.new_empty(len(latents), dtype=kind) for kind in (latents.dtype, torch.bool))
+    with torch.no_grad():
+        for rows in torch.arange(len(latents), device=points.device).split(size):
+            goals = points[rows // n_starts].flatten(1)
+            latents[rows], distance[rows], converged[rows] = _descend(
+                decoder, goals, latents[rows], max_iter, tolerance
+            )
+    best = distance.nan_to_num(nan=torch.inf).view(-1, n_starts).argmin(1)
+    chosen = torch.arange(len(points), device=points.device) * n_starts + best
+    return Nearest(latents[chosen], distance[chosen], converged[chosen])
+
+
+def _descend(
+    decoder: Callable[[Tensor], Tensor], goals: Tensor, latents: Tensor, max_iter: int, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, distances (N,) and whether they have converged; searches that have are left alone."""
+    images = decoder(latents.clone()).flatten(1)
+    if images.shape != goals.shape:
+        raise ValueError(f"decoder: got output of {images.shape[1]} entries, wants {goals.shape[1]} like points")
+    distance = (goals - images).norm(dim=1)
+    damping, growth = torch.full_like(distance, _DAMPING), torch.full_like(distance, 2.0)
+    converged = distance == 0
+    done, flat = converged.clone(), torch.zeros_like(converged)
+    for _ in range(max_iter):
+        rows = (~done).nonzero()[:, 0]
+        if not len(rows):
+            break
+        here, goal = latents[rows], goals[rows]
+        jacobian = decoder_jacobian(decoder, here)
+        normal = jacobian.mT @ jacobian
+        diagonal = normal.diagonal(dim1=1, dim2=2)
+        # latents that the image does not depend on would leave the system singular
+        stiff = damping[rows, None] * (diagonal + 1e-6 * diagonal.amax(1, keepdim=True))
+        wanted = jacobian.mT @ (goal - images[rows])[:, :, None]
+        # at a minimum what is left of the residual is normal to the manifold
+        slope = wanted.norm(dim=(1, 2)) / (jacobian.norm(dim=(1, 2)) * distance[rows])
+        rounding = 100 * torch.finfo(goal.dtype).eps * goal.norm(dim=1)
+        flat[rows] = (slope < _FLAT) | (distance[rows] < rounding)
+        step = torch.linalg.solve_ex(normal + torch.diag_embed(stiff), wanted).result[:, :, 0]
+        tried = here + step.view_as(here)
+        image = decoder(tried.clone()).flatten(1)
+        found = (goal - image).norm(dim=1)
+        better = found < distance[rows]
+        # how much of the promised decrease came true sets the damping (Nielsen 1999); where the manifold bends
+        # between point and image, fixed factors refuse every other step
+        promised = (step * (stiff * step + wanted[:, :, 0])).sum(1)
+        ratio = ((distance[rows] ** 2 - found**2) / promised).clamp(0, 2)
+        eased = (1 - (2 * ratio - 1) ** 3).clamp_min(_EASE)
+        converged[rows] = better & (distance[rows] - found < tolerance * distance[rows])
+        latents[rows] = torch.where(better.view(-1, *(1,) * (here.ndim - 1)), tried, here)
+        images[rows] = torch.where(better[:, None], image, images[rows])
+        distance[rows] = torch.where(better, found, distance[rows])
+        damping[rows] *= torch.where(better, eased, growth[rows])
+        growth[rows] = torch.where(better, 2.0, 2 * growth[rows])
+        # no step helps: at a minimum, to rounding, or where the decoder has no slope or no value
+        stuck = damping > _STUCK
+        converged |= stuck & flat
+        done = converged | stuck
+    return latents, distance, converged

@@ -1,0 +1,74 @@
+"""The VAE of paper 5, Stable Diffusion's, behind ``encode`` and ``decode``; diffusers is imported only when asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..core.files import DataNotFound
+
+
+class KLAutoencoder(nn.Module):
+    """A diffusers ``AutoencoderKL`` as a ``vae`` for images (B, 3, H, W) in [0, 1].
+
+    ``encode`` gives the posterior mean (B, 4, H/8, W/8), never a sample and without the latent scaling factor;
+    ``decode`` is not clamped. Both are as in the released code, which maps [0, 1] to the autoencoder's [−1, 1]. A
+    classifier of normalised images goes behind its normalisation: ``nn.Sequential(Normalize(mean, std), network)``.
+
+    Parameters
+    ----------
+    autoencoder : diffusers.AutoencoderKL
+        In eval mode; or anything else whose ``encode(x).latent_dist.mean`` and ``decode(z).sample`` are tensors.
+    """
+
+    autoencoder: Any
+
+    def __init__(self, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.training = autoencoder.training
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Posterior mean, (B, 3, H, W) -> (B, 4, H/8, W/8)."""
+        return self.autoencoder.encode(2 * inputs - 1).latent_dist.mean
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images, nearly in [0, 1], (B, 4, h, w) -> (B, 3, 8 h, 8 w)."""
+        # the fused kernels of its attention have no forward mode, which geodesics need
+        with sdpa_kernel(SDPBackend.MATH):
+            return self.autoencoder.decode(latents).sample / 2 + 0.5
+
+
+def load_kl_autoencoder(name: str = "stabilityai/sd-vae-ft-mse", **options: Any) -> KLAutoencoder:
+    """A pretrained ``AutoencoderKL`` by its name or folder, in eval mode, its parameters frozen.
+
+    Parameters
+    ----------
+    name : str
+        A folder, or a name to download from; the default has the weights of the VAE of Stable Diffusion 2.1, the
+        paper's.
+    **options
+        Of ``AutoencoderKL.from_pretrained``, such as ``torch_dtype``.
+
+    Raises
+    ------
+    ImportError
+        Without diffusers.
+    DataNotFound
+        When the weights are neither there nor to be downloaded.
+    """
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise ImportError("load_kl_autoencoder needs the package diffusers: pip install diffusers") from error
+    try:
+        # the frugal way of loading needs one more package, and says so at each call
+        autoencoder = AutoencoderKL.from_pretrained(name, **{"low_cpu_mem_usage": False} | options)
+    except OSError as error:
+        raise DataNotFound(
+            f"autoencoder: found no weights of {name!r}, neither as a folder nor by download. Provide them in one of "
+            "two ways: name a folder made by AutoencoderKL.save_pretrained, or run where there is a network."
+        ) from error
+    return KLAutoencoder(autoencoder.eval().requires_grad_(False))

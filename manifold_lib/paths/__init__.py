@@ -1,0 +1,13 @@
+"""Paths between a baseline and an input, and the line integral of a model's gradient along them."""
+
+from .adaptive import Info
+from .integral import integrate
+from .path import Path, polyline, straight_path
+
+__all__ = [
+    "Info",
+    "Path",
+    "integrate",
+    "polyline",
+    "straight_path",
+]

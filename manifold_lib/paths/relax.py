@@ -1,0 +1,199 @@
+"""Descent of paths in input space under the metric of the model: all images in lock-step, none knows of another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from ..core.scorer import Model, score_gradient
+from ..geometry.curves import even_times
+from .path import column, polyline
+from .quadrature import rule
+
+_NODES = 2  # where the metric is taken on each segment; by fewer, a long segment jumps over a steep place unseen
+_RESPACING = 5  # iterations after which the points are spread anew
+_STIFFEST = 0.1  # of the mean metric: what a flat segment counts at least as, in the choice of a step
+_SMALLEST_STEP = 2.0**-10
+_TOLERANCE, _CURVE_QUIET = 1e-3, 10
+_EPSILON, _EPSILON_OF_MOST, _LEAST_EPSILON = 0.01, 1e-4, 1e-12
+_RATE, _QUIET, _QUIET_CHANGE = 0.01, 25, 1e-4
+_ENDS, _END_WEIGHT = 0.1, 100.0
+
+# ‖∇f‖² and ∇²f ∇f at points of paths
+Slope = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+# points (B, T, D), energies (B,), iterations (B,), whether it converged (B,)
+Relaxed = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def slope_turns(
+    model: Model, shape: torch.Size, size: int, points: Tensor, target: Tensor | None, *, turn: bool = True
+) -> tuple[Tensor, Tensor]:
+    """‖∇f‖² and half its derivative, ∇²f ∇f, at points of paths, ``size`` at a time: (B, T, D) -> (B, T), (B, T, D).
+
+    Without ``turn`` the derivative is left out, as zeros.
+    """
+    flat = points.flatten(0, 1).unflatten(1, shape)
+    classes = None if target is None else target.repeat_interleave(points.shape[1])
+    squares, turns = [], []
+    for start in range(0, len(flat), size):
+        part = flat[start : start + size].detach().requires_grad_()
+        with torch.enable_grad():
+            own = None if classes is None else classes[start : start + size]
+            gradient = score_gradient(model, part, own, create_graph=turn)
+            square, derivative = gradient.flatten(1).square().sum(1), None
+            if turn and gradient.requires_grad:  # else the score is linear
+                (derivative,) = torch.autograd.grad(square.sum() / 2, part, allow_unused=True)
+        squares.append(square.detach())
+        turns.append(torch.zeros_like(part) if derivative is None else derivative)
+    return torch.cat(squares).view(points.shape[:2]), torch.cat(turns).reshape(points.shape)
+
+
+def floors(squares: Tensor) -> Tensor:
+    """ε of each image of ‖∇f‖² on its path: (0.01 · median ‖∇f‖)², or above it where the largest dwarfs that.
+
+    (B, T) -> (B,).
+    """
+    norms = squares.sqrt().nan_to_num(nan=0.0, posinf=0.0)
+    least = (_EPSILON_OF_MOST * norms.amax(1)).clamp_min(_LEAST_EPSILON)
+    return torch.maximum(_EPSILON * norms.median(1).values, least).square()
+
+
+def uneven(squares: Tensor) -> Tensor:
+    """Whether ‖∇f‖ changes along each path: (B,)."""
+    return ((squares - squares[:, :1]).abs() > 1e-4 * squares.amax(1, keepdim=True)).any(1)
+
+
+def relax_curves(
+    slope: Slope, points: Tensor, target: Tensor | None, epsilon: Tensor, passes: Iterable[int]
+) -> Relaxed:
+    """Minimise the energy ½ n Σ_i c_i ‖Δγ_i‖² of each path, c_i the mean of ‖∇f‖² + ε on its segment; the ends stay.
+
+    Newton steps for the stiffness at hand, n Dᵀ diag(c) D, which is that of a string; a path whose energy does not
+    fall retries a smaller step in the next pass. Every fifth pass spreads the points so that c_i ‖Δγ_i‖² is even.
+    A path has converged when a Newton step would better its energy by less than a thousandth, or ten passes did: at a
+    kink of the model's gradient there is no zero of the energy's own to find.
+    """
+    points, n = points.clone(), points.shape[1] - 1
+    energy, gradient, metric = curve_energy_and_gradient(slope, points, target, epsilon)
+    step, iterations = torch.ones_like(energy), torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    flat, lost = torch.zeros_like(iterations, dtype=torch.bool), ~torch.isfinite(energy)
+    earlier, quiet = energy.clone(), torch.zeros_like(iterations)
+    difference = torch.eye(n + 1, dtype=points.dtype, device=points.device).diff(dim=0)[:, 1:-1]
+    for iteration in passes:
+        rows = (~flat & ~lost & (quiet < _CURVE_QUIET)).nonzero().squeeze(1)
+        if not len(rows) or n < 2:
+            break
+        spread = iteration % _RESPACING == _RESPACING - 1
+        if spread:
+            trial, least_fall = respaced(points[rows], metric[rows]), torch.zeros_like(energy[rows])
+        else:
+            stiff = torch.maximum(metric[rows], _STIFFEST * metric[rows].mean(1, keepdim=True))
+            stiffness = n * torch.einsum("is,bi,it->bst", difference, stiff, difference)
+            direction = -torch.linalg.solve(stiffness, gradient[rows, 1:-1])
+            fall = -(gradient[rows, 1:-1] * direction).sum((1, 2))
+            flat[rows] = fall <= _TOLERANCE * energy[rows]
+            trial, least_fall = points[rows], 1e-4 * step[rows] * fall
+            trial[:, 1:-1] += column(step[rows], direction) * direction
+        own = None if target is None else target[rows]
+        new_energy, new_gradient, new_metric = curve_energy_and_gradient(slope, trial, own, epsilon[rows])
+        better = new_energy < energy[rows] - least_fall
+        if not spread:
+            step[rows] = torch.where(better, 1.5 * step[rows], 0.4 * step[rows]).clamp(_SMALLEST_STEP, 1)
+        taken = rows[better]
+        points[taken], energy[taken] = trial[better], new_energy[better]
+        gradient[taken], metric[taken] = new_gradient[better], new_metric[better]
+        fell = energy[rows] < (1 - _TOLERANCE) * earlier[rows]
+        earlier[rows[fell]] = energy[rows[fell]]
+        quiet[rows] = torch.where(fell, 0, quiet[rows] + 1)
+        iterations[rows] += 1
+    return points, energy, iterations, flat | (quiet >= _CURVE_QUIET) | (n < 2)
+
+
+def curve_energy_and_gradient(
+    slope: Slope, points: Tensor, target: Tensor | None, epsilon: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Energies (B,), their gradients in the points (B, T, D), and the mean metric of each segment (B, T − 1)."""
+    n = points.shape[1] - 1
+    times, weights = rule("gausslegendre", _NODES, points)
+    chords = points.diff(dim=1)
+    inner = points[:, :-1, None] + times[:, None] * chords[:, :, None]
+    squares, turns = slope(inner.flatten(1, 2), target)
+    squares, turns = squares.unflatten(1, (n, _NODES)), turns.unflatten(1, (n, _NODES))
+    metric = squares @ weights + epsilon[:, None]
+    lengths = chords.square().sum(2)
+    pull = n * metric[:, :, None] * chords
+    push = n * lengths[:, :, None, None] * weights[:, None] * turns
+    gradient = torch.zeros_like(points)
+    gradient[:, :-1] += (push * (1 - times[:, None])).sum(2) - pull
+    gradient[:, 1:] += (push * times[:, None]).sum(2) + pull
+    return (metric * lengths).sum(1) * n / 2, gradient, metric
+
+
+def respaced(points: Tensor, metric: Tensor) -> Tensor:
+    """Points of the same polylines whose segments are equally long under the metric that each segment had."""
+    costs = metric.sqrt() * points.diff(dim=1).norm(dim=2)
+    size, n_points = points.shape[:2]
+    equal = torch.linspace(0, 1, n_points, dtype=points.dtype, device=points.device).expand(size, -1)
+    times = even_times(equal, costs, n_points - 1)
+    rows = torch.arange(size, device=points.device).repeat_interleave(n_points)
+    found = polyline(points).at(rows, times.flatten()).view_as(points)
+    found[:, 0], found[:, -1] = points[:, 0], points[:, -1]
+    return found
+
+
+def relax_potential(
+    slope: Slope,
+    points: Tensor,
+    target: Tensor | None,
+    passes: Iterable[int],
+    *,
+    beta: float,
+    sign: int,
+    free_ends: bool,
+) -> Relaxed:
+    """Minimise Σ_i ‖γ_i − γ⁰_i‖ + sign · β ‖∇f(γ_i)‖ of each path from its start γ⁰, by Adam (paper 4, section 3.2, 7).
+
+    With free ends, as published, 100 Σ ‖γ_i − γ⁰_i‖ over the first and last tenth of the points is added. The points
+    know nothing of each other, and of each the best place found is kept. A path has converged when 25 passes bettered
+    its energy by less than a 10,000th.
+    """
+    first, points = points, points.clone()
+    pull = torch.ones_like(points[0, :, 0])
+    if free_ends:
+        n_held = max(int(_ENDS * len(pull)), 1)
+        pull[:n_held] += _END_WEIGHT
+        pull[-n_held:] += _END_WEIGHT
+    squares, turns = slope(points, target)
+    best, best_energy = points.clone(), sign * beta * squares.sqrt()
+    earlier, quiet = best_energy.sum(1), torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    iterations = quiet.clone()
+    mean, variance = torch.zeros_like(points), torch.zeros_like(points)
+    tiny = torch.finfo(points.dtype).tiny
+    for iteration in passes:
+        rows = ((quiet < _QUIET) & torch.isfinite(earlier)).nonzero().squeeze(1)
+        if not len(rows):
+            break
+        offset = points[rows] - first[rows]
+        distances, norms = offset.norm(dim=2), squares[rows].sqrt()
+        gradient = (pull / distances.clamp_min(tiny))[:, :, None] * offset
+        gradient += sign * beta * turns[rows] / norms.clamp_min(tiny)[:, :, None]
+        if not free_ends:
+            gradient[:, [0, -1]] = 0
+        mean[rows] = 0.9 * mean[rows] + 0.1 * gradient
+        variance[rows] = 0.999 * variance[rows] + 0.001 * gradient.square()
+        count = iteration + 1
+        corrected = mean[rows] / (1 - 0.9**count), variance[rows] / (1 - 0.999**count)
+        points[rows] -= _RATE * corrected[0] / (corrected[1].sqrt() + 1e-8)
+        squares[rows], turns[rows] = slope(points[rows], None if target is None else target[rows])
+        energy = pull * (points[rows] - first[rows]).norm(dim=2) + sign * beta * squares[rows].sqrt()
+        better = energy < best_energy[rows]
+        best[rows] = torch.where(better[:, :, None], points[rows], best[rows])
+        best_energy[rows] = torch.where(better, energy, best_energy[rows])
+        total = best_energy[rows].sum(1)
+        progress = earlier[rows] - total > _QUIET_CHANGE * total.abs()
+        earlier[rows] = torch.where(progress, total, earlier[rows])
+        quiet[rows] = torch.where(progress, 0, quiet[rows] + 1)
+        iterations[rows] += 1
+    return best, best_energy.sum(1), iterations, quiet >= _QUIET

@@ -1,0 +1,112 @@
+"""Pretrained networks for the photographs of papers 4 and 5, with heads of our own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.transforms import Normalize
+
+from ..core import files
+from ..core.checks import check_choice, check_count
+from ..core.files import DataNotFound
+from ..core.progress import progress_bar
+from ..data import folders
+from ..data.photographs import Photos, find_photos, read_photos
+from . import training
+
+# torchvision's name of each network, and of its last part
+NETWORKS = {"resnet18": "fc", "vgg16": "classifier", "googlenet": "fc", "convnext_base": "classifier.2"}
+MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
+
+def photo_network(name: str, n_classes: int, *, pretrained: bool = True) -> nn.Sequential:
+    """One of the paper's networks behind the normalisation of ImageNet, for images in [0, 1], its head still random.
+
+    The heads are the released codes': one linear layer, and for VGG-16 two around batch norm, ReLU and dropout.
+
+    Raises
+    ------
+    DataNotFound
+        When torchvision cannot download the pretrained weights.
+    """
+    check_choice(name, "name", tuple(NETWORKS))
+    check_count(n_classes, "n_classes")
+    if pretrained:
+        try:
+            network = torchvision.models.get_model(name, weights="DEFAULT")
+        except OSError as error:
+            folder = Path(torch.hub.get_dir()) / "checkpoints"
+            raise DataNotFound(
+                f"{name}: torchvision could not download its pretrained weights. Provide them in one of two ways: put "
+                f"torchvision's file into {folder}, or run where there is a network."
+            ) from error
+    else:
+        more = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+        network = torchvision.models.get_model(name, weights=None, **more)
+    if name == "vgg16":
+        inner = nn.Linear(512 * 7 * 7, 150)
+        network.classifier = nn.Sequential(
+            inner, nn.BatchNorm1d(150), nn.ReLU(), nn.Dropout(0.5), nn.Linear(150, n_classes)
+        )
+    else:
+        last = network.get_submodule(NETWORKS[name])
+        network.set_submodule(NETWORKS[name], nn.Linear(last.in_features, n_classes))
+    return nn.Sequential(Normalize(MEAN, _STD), network).eval()
+
+
+def fit_head(
+    model: nn.Sequential,
+    part: str,
+    photos: Photos,
+    *,
+    size: int = 256,
+    epochs: int = 30,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+) -> None:
+    """Train the last ``part`` of a :func:`photo_network` in place, on features of its frozen rest that are taken once.
+
+    Paper 5's recipe is not known and paper 4's stops early on the photographs it evaluates with; this is ours:
+    cross-entropy, or that of each class by itself where a photograph can show several, and Adam at 1e-3.
+    """
+    network = model[1]
+    head, device = network.get_submodule(part), next(network.parameters()).device
+    network.set_submodule(part, nn.Identity())
+    try:
+        blocks = progress_bar(
+            range(0, len(photos.files), batch_size), show=progress, desc="features of the photographs"
+        )
+        every = (range(start, min(start + batch_size, len(photos.files))) for start in blocks)
+        with torch.no_grad():
+            features = torch.cat([model(read_photos(photos, rows, size=size).to(device)).cpu() for rows in every])
+    finally:
+        network.set_submodule(part, head)
+    while batch_size > 2 and len(features) % batch_size == 1:
+        batch_size -= 1  # batch norm has no statistics of one photograph
+    options = {"epochs": epochs, "batch_size": batch_size, "learning_rate": 1e-3, "seed": seed}
+    loss = training.multilabel_loss if photos.labels.ndim == 2 else training.classification_loss
+    training.fit(head, loss, (features, photos.labels), **options)
+    head.eval()
+
+
+def photo_classifier(
+    set_name: str, name: str, *, device: torch.device | str = "cpu", progress: bool = False
+) -> nn.Module:
+    """A pretrained network with a head for one of the sets, in eval mode and frozen; the head is kept in the cache."""
+    photos = find_photos(set_name, train=True)
+    model = photo_network(name, len(photos.classes)).to(device)
+    file = folders.CACHE / "heads" / f"{set_name}-{name}.safetensors"
+    head = model[1].get_submodule(NETWORKS[name])
+    with files.locked(file.with_suffix("")):
+        if file.exists() and file.with_suffix(".json").exists():
+            files.load_weights(file, head, json.loads(file.with_suffix(".json").read_text())["sha256"])
+        else:
+            size = 224 if set_name == "voc" else 256  # as released
+            fit_head(model, NETWORKS[name], photos, size=size, progress=progress)
+            files.write_json(file.with_suffix(".json"), {"sha256": files.save_weights(file, head)})
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,200 @@
+"""Results of a notebook: figures, tables and claims, gathered aside and put in place in one step."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from ..core import files
+from . import runtime
+from .schema import validate, validate_claim
+
+
+class Results:
+    """Recorder of one run; nothing is seen under ``figures/`` before :meth:`finish`.
+
+    Parameters
+    ----------
+    slug : str
+        Name of the notebook, such as ``02_tangentially_aligned_ig``.
+    profile : {"smoke", "small", "paper"}
+    params : dict
+        The notebook's parameters, plain JSON values.
+    paper : dict, optional
+        ``{"title", "arxiv"}`` of the paper that the notebook reproduces.
+    """
+
+    def __init__(
+        self,
+        slug: str,
+        profile: str,
+        *,
+        seed: int,
+        params: dict[str, Any],
+        device: str | torch.device,
+        paper: dict[str, str] | None = None,
+    ) -> None:
+        if profile not in runtime.PROFILES:
+            raise ValueError(f"profile: got {profile!r}, wants one of {', '.join(runtime.PROFILES)}")
+        self._check_name(slug)
+        try:
+            json.dumps(params, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"params: wants plain JSON values: {error}") from error
+        self._clock = time.perf_counter()
+        self._started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._device = runtime.resolve_device(str(device))
+        self.slug, self.profile, self.paper, self.seed, self.params = slug, profile, paper, seed, params
+        self._claims: list[dict[str, Any]] = []
+        self._tables: dict[str, list[dict[str, Any]]] = {}
+        self._figures: list[str] = []
+        self._data: dict[str, str] = {}
+        self._models: dict[str, str] = {}
+        build = runtime.BUILD / profile
+        build.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{slug}.", suffix=".staging", dir=build))
+        self.folder.chmod(0o755)
+
+    def figure(self, name: str, fig: Figure, data: pd.DataFrame | None = None) -> None:
+        """Save a figure as ``<name>.png`` and ``<name>.pdf``, and the numbers behind it as ``<name>.csv``."""
+        self._check_name(name)
+        if data is not None and name in self._tables:
+            raise ValueError(f"figure: {name}.csv is taken by the table {name!r}")
+        # without dates and versions the same figure has the same bytes
+        for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+            path = self.folder / f"{name}.{suffix}"
+            fig.savefig(path, dpi=160, bbox_inches="tight", facecolor="white", metadata=metadata)
+        if data is not None:
+            self._write_csv(name, data)
+        if f"{name}.png" not in self._figures:
+            self._figures.append(f"{name}.png")
+
+    def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """Record a table, write it as ``<name>.csv``, and return it to be shown."""
+        self._check_name(name)
+        if name not in self._tables and (self.folder / f"{name}.csv").exists():
+            raise ValueError(f"table: {name}.csv is taken by the figure {name!r}")
+        rows = _flat(frame).to_dict("records")
+        self._tables[name] = [{str(key): _plain(value) for key, value in row.items()} for row in rows]
+        self._write_csv(name, frame)
+        return frame
+
+    def claim(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Record a row made by :func:`claims.claim` or :func:`claims.not_attempted`; return it."""
+        validate_claim(row)
+        if row["id"] in (known["id"] for known in self._claims):
+            raise ValueError(f"claim: id {row['id']!r} is already recorded")
+        self._claims.append(row)
+        return row
+
+    def data(self, name: str, sha256: str) -> None:
+        """Note a data set that the numbers depend on."""
+        self._data[name] = sha256
+
+    def model(self, name: str, sha256: str) -> None:
+        """Note a model that the numbers depend on."""
+        self._models[name] = sha256
+
+    def verdict(self, id: str) -> str:
+        """The verdict on a claim recorded before."""
+        return next(row["verdict"] for row in self._claims if row["id"] == id)
+
+    def verdicts(self) -> pd.DataFrame:
+        """The claims so far, rounded for reading: what the paper prints beside what this profile gave."""
+        ours = f"ours, {self.profile}"  # never "paper" alone: that is a profile too
+        rows = [
+            {
+                "id": row["id"],
+                "statement": row["statement"],
+                "paper": number(row["paper"]),
+                ours: number(row["value"]),
+                "95 % interval": bracket(row["ci95"]),
+                "n": row["n"],
+                "verdict": row["verdict"],
+            }
+            for row in self._claims
+        ]
+        return pd.DataFrame(rows, columns=["id", "statement", "paper", ours, "95 % interval", "n", "verdict"])
+
+    def finish(self) -> None:
+        """Write ``results.json`` and put the folder in place of ``figures/<profile>/<slug>``."""
+        if not self.folder.is_dir():
+            raise RuntimeError(f"finish: {self.slug} is finished already; run the notebook from its first cell")
+        document = {
+            "slug": self.slug,
+            "profile": self.profile,
+            "paper": self.paper,
+            "claims": [{**row, "note": _portable(row["note"])} for row in self._claims],
+            "tables": self._tables,
+            "figures": self._figures,
+            "provenance": {
+                **runtime.provenance(seed=self.seed, params=self.params, device=self._device),
+                "started": self._started,
+                "seconds": round(time.perf_counter() - self._clock, 1),
+                "data": self._data,
+                "models": self._models,
+            },
+        }
+        validate(document)
+        files.write_json(self.folder / "results.json", document)
+        target = runtime.FIGURES / self.profile / self.slug
+        with files.locked(self.folder.with_name(self.slug)):
+            files.replace_folder(self.folder, target)
+        place = target.relative_to(runtime.FIGURES.parent).as_posix()
+        print(f"{place}: {len(self._claims)} claims, {len(self._figures)} figures, {len(self._tables)} tables")
+
+    def _write_csv(self, name: str, frame: pd.DataFrame) -> None:
+        _flat(frame).to_csv(self.folder / f"{name}.csv", index=False, lineterminator="\n")
+
+    @staticmethod
+    def _check_name(name: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise ValueError(f"name: got {name!r}, wants letters, digits, '_' and '-' (it becomes a file name)")
+
+
+def _portable(text: str) -> str:
+    """A note, such as why data were not found, without the folder of this machine."""
+    folder = runtime.data_folder()
+    return text if folder is None else text.replace(str(folder), "$MANIFOLD_DATA")
+
+
+def _flat(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with an index that says something turned into columns."""
+    return frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value: NumPy types converted, whatever is missing or not finite is null."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str | bool | int):
+        return value
+    raise ValueError(f"table: got a cell of type {type(value).__name__}, wants numbers, text or lists of them")
+
+
+def number(value: float | None) -> str:
+    """A number to three digits, and n/a for none."""
+    if value is None:
+        return "n/a"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value + 0.0:.3g}"
+
+
+def bracket(ci95: list[float] | None) -> str:
+    """An interval as ``[low, high]``, or nothing."""
+    return "" if ci95 is None else f"[{number(ci95[0])}, {number(ci95[1])}]"

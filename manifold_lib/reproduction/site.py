@@ -1,0 +1,246 @@
+"""``python -m manifold_lib.reproduction.site``: the notebooks of a profile, the gallery and the API as a static site."""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import posixpath
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+import nbformat
+from nbconvert.exporters import HTMLExporter
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell, new_notebook, new_raw_cell
+
+from ..core import files
+from . import runtime
+from .apidoc import render_api
+from .schema import validate
+
+INDEX, API = "index.html", "api.html"
+# raw text holds neither < nor >: nbconvert escapes both
+_LINK = re.compile(r'(<(?:a|img)\b[^<>]*?\b(?:href|src)=")([^"]*)')
+_ID = re.compile(r'<[^<>]*?\bid="([^"]*)"')
+
+Pages = dict[str, NotebookNode]  # by the file each is made from; INDEX and API are their own
+
+
+def build(profile: str, target: Path) -> None:
+    """Write the site of a profile, in one step: when a build fails, the folder is left as it was.
+
+    A page lies where the file that it is made from lies in the repository, and so does what a page links to: Markdown
+    becomes a page, any other file is copied.
+
+    Parameters
+    ----------
+    profile : {"smoke", "small", "paper"}
+        A notebook that has not run at this profile shows the outputs stored in its source, and says so.
+    target : Path
+        The folder of the site; replaced.
+
+    Raises
+    ------
+    ValueError
+        For a link that leads nowhere, naming page and link.
+    """
+    if profile not in runtime.PROFILES:
+        raise ValueError(f"profile: got {profile!r}, wants one of {', '.join(runtime.PROFILES)}")
+    with files.locked(target):
+        for leftover in [*target.parent.glob(f"{target.name}.*.staging"), *target.parent.glob(f"{target.name}.*.old")]:
+            shutil.rmtree(leftover)
+        staging = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".staging", dir=target.parent))
+        staging.chmod(0o755)
+        try:
+            texts, copied = render(profile)
+            for place, text in texts.items():
+                (staging / place).parent.mkdir(parents=True, exist_ok=True)
+                (staging / place).write_text(text, encoding="utf-8")
+            for place in copied:
+                (staging / place).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(runtime.ROOT / place, staging / place)
+            files.replace_folder(staging, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def render(profile: str) -> tuple[dict[str, str], list[str]]:
+    """The pages of the site by their place, and the files of the repository that they show or link to."""
+    notebooks = _notebooks(profile)
+    readme = (runtime.ROOT / "README.md").read_text(encoding="utf-8")
+    pages = {
+        INDEX: _page(new_markdown_cell(_gallery(profile, _title(readme), notebooks))),
+        **notebooks,
+        API: _page(new_raw_cell(render_api(readme))),
+    }
+    exporter = HTMLExporter(
+        template_name="site_template",
+        extra_template_basedirs=[str(Path(__file__).parent)],
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
+    texts: dict[str, str] = {}
+    copied: set[str] = set()
+    waiting = list(pages)
+    while waiting:
+        page = waiting.pop(0)
+        resources = {"page": _surroundings(page, pages[page], notebooks)}
+        text, _ = exporter.from_notebook_node(pages[page], resources)
+        for link in sorted({html.unescape(link) for _, link in _LINK.findall(text)}):
+            file = _file(page, link)
+            if file is None or file in pages or file in copied:
+                continue
+            if file.startswith(("/", "../")) or not (runtime.ROOT / file).is_file():
+                raise ValueError(f"{page}: link {link!r} leads to {file}, which is no file of the repository")
+            if file.endswith(".md"):
+                pages[file] = _page(new_markdown_cell((runtime.ROOT / file).read_text(encoding="utf-8")))
+                waiting.append(file)
+            else:
+                copied.add(file)
+        texts[page] = text
+    _check_anchors(texts)
+    return {_place(page, pages): _relinked(page, text, pages) for page, text in texts.items()}, sorted(copied)
+
+
+def _notebooks(profile: str) -> Pages:
+    """The notebooks as they ran at the profile; one that did not, with its stored outputs and a line that says so."""
+    pages = {}
+    for source in sorted((runtime.ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        slug = source.stem
+        executed = runtime.FIGURES / profile / slug / f"{slug}.ipynb"
+        notebook = nbformat.read(executed if executed.exists() else source, as_version=4)
+        if not executed.exists():
+            text = f"> Outputs of profile `smoke`; for those of `{profile}`: `make {slug[:2]} PROFILE={profile}`."
+            notebook.cells.insert(0, new_markdown_cell(text, id="stored-outputs"))
+        section = ""
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                section = _title(cell.source) or section
+            cell.metadata["alt"] = f"Figure of the section {section}"
+        pages[f"notebooks/{source.name}"] = notebook
+    return pages
+
+
+def _page(cell: NotebookNode) -> NotebookNode:
+    """A page of one cell, which goes through the same template as the notebooks."""
+    cell.id = "page"  # nbformat draws another each time
+    return new_notebook(cells=[cell])
+
+
+def _title(text: str) -> str:
+    """The first heading of a Markdown text, or nothing."""
+    found = re.search(r"^#+ (.+)$", text, flags=re.M)
+    return found[1] if found else ""
+
+
+def _heading(notebook: NotebookNode) -> str:
+    return next(filter(None, (_title(cell.source) for cell in notebook.cells if cell.cell_type == "markdown")), "")
+
+
+def _gallery(profile: str, title: str, notebooks: Pages) -> str:
+    """The index, as Markdown: what each notebook promises, its verdicts and its figures."""
+    text, verdicts = "", []
+    for file, notebook in notebooks.items():
+        markdown = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        promise = next(iter(re.findall(r"(?:^|\n\n)(\*\*.+?\*\*)(?=\n\n|$)", markdown, flags=re.S)), "")
+        text += f"## [{_heading(notebook)}]({file})\n\n{promise}\n\n"
+        folder = f"figures/{profile}/{Path(file).stem}"
+        results = runtime.ROOT / folder / "results.json"
+        if not results.exists():
+            text += f"No results at profile `{profile}` yet: `make {Path(file).name[:2]} PROFILE={profile}`.\n\n"
+            continue
+        document = json.loads(results.read_text(encoding="utf-8"))
+        validate(document)
+        found = [row["verdict"] for row in document["claims"]]
+        verdicts += found
+        text += f"{_counted(found)}.\n\n"
+        for name in document["figures"]:
+            alternative = f"{Path(name).stem.replace('_', ' ')}, profile {profile}"
+            text += f"[![{alternative}]({folder}/{name})]({file})\n"
+        text += "\n"
+    return (
+        f"# {title}\n\nProfile `{profile}`. {_counted(verdicts)}. Every claim with its source and its interval: "
+        "[figures and claims](figures/README.md). What this is and how to run it: [README](README.md), "
+        "[notebooks](notebooks/README.md), [data and models](data/README.md).\n\n" + text
+    )
+
+
+def _counted(verdicts: list[str]) -> str:
+    """``27 claims: 20 reproduced, 7 inconclusive``, in the order of the verdicts' strength."""
+    order = ("reproduced", "not reproduced", "inconclusive", "not attempted")
+    counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in order if verdict in verdicts]
+    return f"{len(verdicts)} claims" + (f": {', '.join(counts)}" if counts else "")
+
+
+def _surroundings(page: str, content: NotebookNode, notebooks: Pages) -> dict[str, object]:
+    """What the template puts around a page: its title, the bar at the top, the pages before and after it."""
+    titles = {INDEX: "Index", **{file: _heading(notebook) for file, notebook in notebooks.items()}, API: "API"}
+    links = {file: posixpath.relpath(file, posixpath.dirname(page) or ".") for file in titles}
+    order = list(titles)
+    at = order.index(page) if page in order else len(order)
+    before, after = order[:at][-1:] if page in order else [], order[at + 1 :][:1]
+    return {
+        "title": titles[page] if page == API else _heading(content),
+        "bar": [(Path(file).name[:2] if file in notebooks else titles[file], links[file]) for file in order],
+        "previous": [(titles[file], links[file]) for file in before],
+        "next": [(titles[file], links[file]) for file in after],
+    }
+
+
+def _file(page: str, link: str) -> str | None:
+    """The file of the repository that a link leads to; None for this page and for what is elsewhere."""
+    parts = urlsplit(link)
+    if parts.scheme or parts.netloc or not parts.path:
+        return None
+    return posixpath.normpath(posixpath.join(posixpath.dirname(page), unquote(parts.path)))
+
+
+def _place(file: str, pages: Pages) -> str:
+    """Where a file of the repository lies on the site."""
+    return str(Path(file).with_suffix(".html").as_posix()) if file in pages else file
+
+
+def _relinked(page: str, text: str, pages: Pages) -> str:
+    """The links to files of the repository turned into links to their places on the site."""
+
+    def relink(found: re.Match) -> str:
+        link = html.unescape(found[2])
+        file = _file(page, link)
+        if file is None:
+            return found[0]
+        place = quote(posixpath.relpath(_place(file, pages), posixpath.dirname(page) or "."))
+        fragment = urlsplit(link).fragment
+        return found[1] + html.escape(place + (f"#{fragment}" if fragment else ""))
+
+    return _LINK.sub(relink, text)
+
+
+def _check_anchors(texts: dict[str, str]) -> None:
+    """Refuse a link to a heading that is not there."""
+    ids = {page: set(map(html.unescape, _ID.findall(text))) for page, text in texts.items()}
+    for page, text in texts.items():
+        for link in (html.unescape(link) for _, link in _LINK.findall(text)):
+            file, fragment = _file(page, link) or page, urlsplit(link).fragment
+            if not urlsplit(link).scheme and fragment and file in ids and fragment not in ids[file]:
+                raise ValueError(f"{page}: link {link!r} leads to a heading that {file} does not have")
+
+
+def main() -> None:
+    """Build the site in ``.build/site``; exit 1 and leave the earlier one if a link leads nowhere."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--profile", choices=runtime.PROFILES, required=True)
+    arguments = parser.parse_args()
+    target = runtime.BUILD / "site"
+    try:
+        build(arguments.profile, target)
+    except ValueError as error:
+        raise SystemExit(f"site: {error}") from error
+    print(f"{target.relative_to(runtime.ROOT)}/{INDEX} written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Training: one resumable loop, and the losses of the zoo."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import files
+from ..core.progress import predict, progress_bar
+from ..evaluation.attacks import pgd
+from ..models.vae import VAE, Autoencoder, ConvVAE, beta_tcvae_loss, elbo_loss
+
+
+class Moment(NamedTuple):
+    """Where training stands: progress in [0, 1), the step's number, and the epoch's generator."""
+
+    progress: float
+    step: int
+    generator: torch.Generator
+
+
+Batch = tuple[Tensor, ...]
+Loss = Callable[[nn.Module, Batch, Moment], Tensor]
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    data: Batch | Callable[[int], Batch],
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    bf16: bool = False,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, nn.Module], None] | None = None,
+    label: str = "",
+    progress: bool = False,
+) -> float:
+    """Train in place with Adam (short warm-up, then a cosine to zero); resumable to the same numbers.
+
+    Parameters
+    ----------
+    loss : callable
+        ``loss(model, batch, moment)`` -> scalar.
+    data : tuple of Tensor, or callable
+        Tensors of equal length, or a function that makes those of an epoch.
+    bf16 : bool
+        Mixed precision: the forward pass in bfloat16, weights and optimiser in float32.
+    checkpoint : Path, optional
+        Written after each epoch. Every random draw of an epoch is seeded by (seed, epoch), so a run
+        that was killed and resumed ends with the very weights of one that was not.
+    on_step : callable, optional
+        ``on_step(step, model)`` before each step and once at the end.
+
+    Returns
+    -------
+    float
+        Seconds of training, those before an interruption included.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    settings = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "bf16": bf16}
+    first, seconds, steps = 0, 0.0, 0
+    if checkpoint is not None and checkpoint.exists():
+        state = files.load_checkpoint(checkpoint)
+        if state["settings"] == settings:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            first, seconds, steps = state["epoch"], state["seconds"], state["steps"]
+
+    was_training = model.training
+    model.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for epoch in range(first, epochs):
+            started = time.perf_counter()
+            torch.manual_seed(seed * 1_000 + epoch)
+            generator = torch.Generator().manual_seed(seed * 1_000 + epoch)
+            tensors = data(epoch) if callable(data) else data
+            order = torch.randperm(len(tensors[0]), generator=generator)
+            batches = order.split(batch_size)
+            bar = progress_bar(batches, show=progress, desc=f"{label} {epoch + 1}/{epochs}")
+            for index, rows in enumerate(bar):
+                step = epoch * len(batches) + index
+                moment = Moment(step / (epochs * len(batches)), step, generator)
+                if on_step is not None:
+                    on_step(step, model)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * _schedule(moment.progress)
+                batch = tuple(tensor[rows].to(device) for tensor in tensors)
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    value = loss(model, batch, moment)
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                optimizer.step()
+            steps += len(batches)
+            seconds += time.perf_counter() - started
+            if checkpoint is not None:
+                state = {
+                    "settings": settings,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "epoch": epoch + 1,
+                    "steps": steps,
+                    "seconds": seconds,
+                }
+                files.save_checkpoint(checkpoint, state)
+    if on_step is not None:
+        on_step(steps, model)
+    model.train(was_training)
+    return seconds
+
+
+def _schedule(progress: float, warm_up: float = 0.03) -> float:
+    """Share of the learning rate: linear warm-up, then half a cosine."""
+    if progress < warm_up:
+        return (progress + 1e-3) / (warm_up + 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
+
+
+def classification_loss(model: nn.Module, batch: Batch, moment: Moment) -> Tensor:
+    """Cross-entropy of (inputs, labels)."""
+    inputs, labels = batch
+    return F.cross_entropy(model(inputs).float(), labels)
+
+
+def multilabel_loss(model: nn.Module, batch: Batch, moment: Moment) -> Tensor:
+    """Binary cross-entropy of each class by itself, labels (B, classes) of 0 and 1."""
+    inputs, labels = batch
+    return F.binary_cross_entropy_with_logits(model(inputs).float(), labels)
+
+
+def adversarial_loss(eps: tuple[float, ...], *, n_steps: int = 10, norm_scope: str = "sample") -> Loss:
+    """Cross-entropy on L2-PGD examples (Madry et al. 2018), as in paper 1, Fig. 4.
+
+    ``eps`` is drawn anew: one radius per image, or one per batch with ``norm_scope="batch"``, the
+    published code's meaning. Radii grow over the first tenth of training. The attack sees the
+    network in eval mode; the published code leaves dropout on.
+    """
+    choices = torch.tensor(eps)
+
+    def loss(model: nn.Module, batch: Batch, moment: Moment) -> Tensor:
+        inputs, labels = batch
+        draws = len(inputs) if norm_scope == "sample" else 1
+        radius = choices[torch.randint(len(choices), (draws,), generator=moment.generator)]
+        radius = radius.to(inputs) * min(1.0, 0.2 + 8 * moment.progress)
+        model.eval()
+        attacked = pgd(
+            model,
+            inputs,
+            labels,
+            eps=radius if norm_scope == "sample" else float(radius),
+            n_steps=n_steps,
+            norm_scope=norm_scope,
+            generator=moment.generator,
+        )
+        model.train()
+        return F.cross_entropy(model(attacked).float(), labels)
+
+    return loss
+
+
+def vae_loss(n_data: int, *, beta: float = 6.0, warm_up: float = 0.12) -> Loss:
+    """β-TCVAE loss with its regularisers warmed up over the first share of training."""
+
+    def loss(model: nn.Module, batch: Batch, moment: Moment) -> Tensor:
+        assert isinstance(model, VAE)
+        anneal = min(1.0, moment.progress / warm_up)
+        # latent noise comes from torch's default generator, which the loop seeds for each epoch
+        return beta_tcvae_loss(model, batch[0], n_data=n_data, beta=beta, anneal=anneal)
+
+    return loss
+
+
+def vae_elbo_loss(beta: float, warm_up: float = 0.1) -> Loss:
+    """ELBO of a VAE, its KL warmed up over the first share of training."""
+
+    def loss(model: nn.Module, batch: Batch, moment: Moment) -> Tensor:
+        assert isinstance(model, VAE | ConvVAE)
+        return elbo_loss(model, batch[0], beta=beta * min(1.0, moment.progress / warm_up))
+
+    return loss
+
+
+def reconstruction_loss(model: nn.Module, batch: Batch, moment: Moment) -> Tensor:
+    """Mean absolute error of an autoencoder, the L1 loss of paper 1."""
+    assert isinstance(model, Autoencoder)
+    return F.l1_loss(model(batch[0]).float(), batch[0])
+
+
+def accuracy(model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor) -> float:
+    """Share of correctly classified inputs."""
+    return (predict(model, inputs).argmax(1) == labels.cpu()).float().mean().item()

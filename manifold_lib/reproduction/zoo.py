@@ -1,0 +1,263 @@
+"""Named models: loaded from ``data/models``, or trained from the real data (``python -m manifold_lib.reproduction.zoo NAME``).
+
+Each model is a float16 safetensors file with a card (JSON) beside it: data and checksum, recipe,
+seed, seconds, device, and the numbers measured after the round trip through float16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import files
+from ..core.progress import predict
+from ..data import datasets, folders, generated
+from ..data.shapes import sample_shapes
+from ..models.vae import VAE
+from . import measures, runtime, training
+from .recipes import RECIPES, Recipe
+
+
+def path(name: str) -> Path:
+    """The weight file of a model."""
+    if name not in RECIPES:
+        raise ValueError(f"name: got {name!r}, wants one of {', '.join(RECIPES)}")
+    return runtime.MODELS / f"{name}.safetensors"
+
+
+def card(name: str) -> dict[str, Any]:
+    """The model's card: checksum, recipe, provenance and measured numbers."""
+    return json.loads(path(name).with_suffix(".json").read_text())
+
+
+def load(name: str, device: str | torch.device = "cpu", *, progress: bool = False) -> Any:
+    """A named model in eval mode, its parameters frozen; trained first if its file is missing.
+
+    Returns
+    -------
+    VAE, ConvVAE, Autoencoder or nn.Sequential
+        Float32 on ``device``.
+    """
+    where = runtime.resolve_device(str(device))
+    if not _made(name):
+        train(name, device=where, progress=progress)
+    model = RECIPES[name].build()
+    files.load_weights(path(name), model, card(name)["sha256"])
+    return model.eval().requires_grad_(False).to(where)
+
+
+def _made(name: str) -> bool:
+    """Whether weights and card are there; the card is written last."""
+    return path(name).exists() and path(name).with_suffix(".json").exists()
+
+
+def samples(name: str, n_samples: int, *, seed: int, device: str | torch.device = "cpu") -> generated.Samples:
+    """``mnist32`` or ``fashion32`` images, generated on ``device`` by the zoo's own VAE and labeller."""
+    vae, labeller = load(f"{name}-vae", device), load(f"{name}-labeller", device)
+    generator = torch.Generator().manual_seed(seed)
+    return generated.sample_generated(vae.decode, labeller, n_samples, latent_dim=vae.latent_dim, generator=generator)
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def train(name: str, *, device: torch.device, progress: bool = False, again: bool = False) -> None:
+    """Train a model from the real data, resume it if it was interrupted, and write weights and card.
+
+    Two processes that want the same model meet at a lock: the second finds it made.
+    """
+    recipe, file = RECIPES[name], path(name)
+    folder = folders.CACHE / "checkpoints"
+    with files.locked(folder / name):
+        if _made(name) and not again:
+            return
+        model, batches, loss, checksum = _prepare(name, device)
+        parents = {parent: card(parent)["sha256"] for parent in recipe.parents}
+        # a checkpoint of another recipe, other data or other parents is not resumed
+        mark = hashlib.sha256(repr((recipe[1:], checksum, parents)).encode()).hexdigest()[:12]
+        checkpoint = folder / f"{name}-{mark}.ckpt"
+        seconds = training.fit(
+            model,
+            loss,
+            batches,
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            seed=recipe.seed,
+            bf16=recipe.bf16,
+            checkpoint=checkpoint,
+            label=name,
+            progress=progress,
+        )
+        file.with_suffix(".json").unlink(missing_ok=True)  # until the new card, the model counts as not made
+        sha256 = files.save_weights(file, model)
+        files.load_weights(file, model)
+        numbers = measure(name, model.eval())
+        content = {
+            "name": name,
+            "sha256": sha256,
+            "bytes": file.stat().st_size,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "data": {recipe.data: checksum},
+            "parents": parents,
+            "recipe": recipe.text,
+            "epochs": recipe.epochs,
+            "batch_size": recipe.batch_size,
+            "learning_rate": recipe.learning_rate,
+            "seed": recipe.seed,
+            "precision": "bfloat16 mixed" if recipe.bf16 else "float32",
+            "seconds": round(seconds),
+            "device": runtime.device_name(device),
+            "versions": {key: runtime.versions()[key] for key in ("python", "torch")},
+            "measures": numbers,
+        }
+        files.write_json(file.with_suffix(".json"), content)
+        checkpoint.unlink(missing_ok=True)
+
+
+def _prepare(
+    name: str, device: torch.device
+) -> tuple[nn.Module, training.Batch | Callable[[int], training.Batch], training.Loss, str]:
+    """The fresh model, its batches, its loss, and the checksum of the real data behind it."""
+    recipe = RECIPES[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = recipe.build().to(device).train()
+    real = _images(recipe.data, train=True)
+    inputs, labels = real.inputs, real.labels
+    batches: training.Batch | Callable[[int], training.Batch] = (inputs, labels)
+    loss: training.Loss = training.classification_loss
+    if recipe.kind == "vae":
+        loss = training.vae_loss(len(inputs))
+    elif recipe.kind == "elbo":
+        # one image in a hundred is black, the baseline of most explanations
+        black = inputs.new_zeros(len(inputs) // 100, *inputs.shape[1:])
+        batches, loss = (torch.cat([inputs, black]),), training.vae_elbo_loss(recipe.beta)
+    elif recipe.kind == "autoencoder":
+        loss = training.reconstruction_loss
+    elif recipe.kind == "reconstructions":
+        batches = (predict(load(recipe.parents[0], device), inputs), labels)
+    elif recipe.kind in _CHANGES:
+        batches = functools.partial(_changed_epoch, recipe, inputs, labels)
+    elif recipe.kind in ("generated", "robust"):
+        batches = functools.partial(_generated_epoch, recipe, device)
+    if recipe.kind == "robust":
+        model.load_state_dict(load("lenet-mnist32").state_dict())
+        loss = training.adversarial_loss((0.5, 1.0, 2.0))
+    return model, batches, loss, real.checksum
+
+
+def _images(name: str, *, train: bool) -> datasets.Dataset:
+    """A split of a data set; ``shapes`` are drawn, with seeds that no notebook uses."""
+    if name != "shapes":
+        return datasets.load(name, train=train)
+    size, seed = (20_000, 2_000_000) if train else (5_000, 2_000_001)
+    drawn = sample_shapes(size, generator=torch.Generator().manual_seed(seed))
+    return datasets.Dataset(drawn.inputs, drawn.labels, datasets.tensor_hash(drawn.inputs, drawn.labels))
+
+
+# what is done to one image in two, anew in each epoch
+_CHANGES: dict[str, Callable[[Tensor], Tensor]] = {"polarities": lambda x: 1 - x, "mirrored": lambda x: x.flip(3)}
+
+
+def _changed_epoch(recipe: Recipe, inputs: Tensor, labels: Tensor, epoch: int) -> training.Batch:
+    chosen = torch.rand(len(inputs), generator=torch.Generator().manual_seed(recipe.seed * 1_000 + epoch)) < 0.5
+    return torch.where(chosen[:, None, None, None], _CHANGES[recipe.kind](inputs), inputs), labels
+
+
+def _generated_epoch(recipe: Recipe, device: torch.device, epoch: int) -> training.Batch:
+    """An epoch's own draw of generated images; seeds below 10⁶ are left to evaluation."""
+    size = 15_000 if recipe.kind == "robust" else 60_000
+    drawn = samples(recipe.data, size, seed=1_000_000 + recipe.seed * 1_000 + epoch, device=device)
+    return drawn.inputs, drawn.labels
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+def measure(name: str, model: Any) -> dict[str, float]:
+    """The numbers on a model's card, on test images or fresh generated ones that no training saw."""
+    recipe = RECIPES[name]
+    if recipe.kind in ("generated", "robust"):
+        drawn = samples(recipe.data, 10_000, seed=0, device=next(model.parameters()).device)
+        return measures.of_classifier(model, drawn, datasets.load(recipe.data, train=False))
+    test = _images(recipe.data, train=False)
+    if recipe.kind in ("vae", "elbo"):
+        return measures.of_vae(model, test.inputs)
+    if recipe.kind == "autoencoder":
+        error = (predict(model, test.inputs) - test.inputs).abs().mean().item()
+        return {"test mean absolute error": round(error, 4)}
+    if recipe.kind in ("plain", *_CHANGES):
+        images = {"test images": test.inputs}
+        if recipe.kind == "polarities":
+            images["inverted test images"] = 1 - test.inputs
+        return {f"accuracy on {kind}": round(training.accuracy(model, x, test.labels), 4) for kind, x in images.items()}
+    device = next(model.parameters()).device
+    parent = load(recipe.parents[0], device)
+    images = predict(parent, test.inputs)
+    numbers = {"accuracy on test reconstructions": round(training.accuracy(model, images, test.labels), 4)}
+    if isinstance(parent, VAE):
+        latents = torch.randn(10_000, parent.latent_dim, generator=torch.Generator().manual_seed(0))
+        confidence = predict(model, predict(parent.decode, latents)).softmax(1).amax(1)
+        numbers["share of unfiltered samples with p_max ≥ 0.9"] = round((confidence >= 0.9).float().mean().item(), 4)
+        numbers["acceptance rate"] = round((confidence**2).mean().item(), 4)
+    return numbers
+
+
+def model_table() -> str:
+    """The Markdown table of ``data/models/README.md``, from the cards."""
+    titles = ("model", "parameters", "size", "data", "recipe", "epochs", "seed", "seconds, device")
+    lines = [f"| {' | '.join(titles)} | measured after the float16 round trip |", "|---" * (len(titles) + 1) + "|"]
+    for name in RECIPES:
+        if not path(name).with_suffix(".json").exists():
+            continue
+        entry = card(name)
+        sets = "<br>".join(f"{key}, sha256 `{value[:12]}`" for key, value in entry["data"].items())
+        numbers = "<br>".join(f"{key}: {value}" for key, value in entry["measures"].items())
+        recipe = (
+            f"{entry['recipe']}; batch {entry['batch_size']}, Adam {entry['learning_rate']:g}, {entry['precision']}"
+        )
+        cells = (
+            *(f"`{name}`<br>sha256 `{entry['sha256'][:12]}`", f"{entry['parameters']:,}"),
+            *(f"{entry['bytes'] / 1e6:.1f} MB", sets, recipe, entry["epochs"], entry["seed"]),
+            *(f"{entry['seconds']:,} s, {entry['device']}", numbers),
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_model_card() -> None:
+    """Write ``data/models/README.md``."""
+    text = (
+        "# The zoo\n\nOur trained weights: float16 safetensors, each with a JSON card. "
+        "Generated by `make models`, which trains them again from the real data; do not edit.\n\n" + model_table()
+    )
+    files.write_bytes(runtime.MODELS / "README.md", text.encode())
+
+
+def main() -> None:
+    """Train the named models, or all of them."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}; none means all")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--again", action="store_true", help="train anew even where the file is there")
+    arguments = parser.parse_args()
+    for name in arguments.names or RECIPES:
+        path(name)
+        train(
+            name, device=runtime.resolve_device(arguments.device), progress=runtime.interactive(), again=arguments.again
+        )
+        print(f"{name}: {card(name)['measures']}", flush=True)
+    write_model_card()
+
+
+if __name__ == "__main__":
+    main()

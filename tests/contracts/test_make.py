@@ -1,0 +1,363 @@
+"""The Makefile and the executor, on a small copy of the repository whose notebooks import no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+ROOT = Path(__file__).resolve().parents[2]
+SLUGS = ("01_first", "02_second")
+PARAMETERS = 'profile = "smoke"  # profile\ndevice = "auto"  # device\nn = 1  # how many'
+WORK = """
+import json, os, shutil, sys, tempfile, time
+from filelock import FileLock
+from pathlib import Path
+
+root = Path.cwd().parent
+time.sleep(0.5)
+if n < 0:
+    raise ValueError(f"n: got {n}, wants at least 0")
+print(root / "data", file=sys.stderr)
+"""
+FINISH = """
+target = root / "figures" / profile / slug
+build = root / ".build" / profile
+build.mkdir(parents=True, exist_ok=True)
+stage = Path(tempfile.mkdtemp(prefix=f"{slug}.", suffix=".staging", dir=build))
+time.sleep(0.5)
+for name in "figure.png", "figure.pdf", "table.csv":
+    (stage / name).write_text(str(n))
+(stage / "results.json").write_text(json.dumps({"slug": slug, "value": n * 7, "seconds": time.time()}))
+target.parent.mkdir(parents=True, exist_ok=True)
+with FileLock(build / f"{slug}.lock"):
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(stage, target)
+"""
+# Results.finish takes the same lock: it must not be the one that the executor holds meanwhile.
+REPORT = """
+from pathlib import Path
+
+path = Path("figures/README.md")
+path.write_text("\\n".join(map(str, sorted(Path("figures").glob("*/*/results.json")))))
+print("report written")
+"""
+
+
+def _write_notebook(folder: Path, slug: str) -> None:
+    cells = [
+        new_markdown_cell(f"# {slug}"),
+        new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+        new_code_cell(WORK.strip()),
+        new_code_cell(f'slug = "{slug}"\n{FINISH.strip()}'),
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, folder / "notebooks" / f"{slug}.ipynb")
+    (folder / "notebooks" / "params" / f"{slug}.small.yml").write_text("n: 3\n")
+
+
+def _skeleton(folder: Path, *slugs: str) -> Path:
+    shutil.copytree(ROOT / "manifold_lib", folder / "manifold_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in "Makefile", "requirements.lock", "pyproject.toml":
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "manifold_lib" / "__init__.py").write_text("")
+    (folder / "manifold_lib" / "report.py").write_text(REPORT)
+    (folder / "data" / "models").mkdir(parents=True)
+    (folder / "data" / "models" / "toy.safetensors").write_text("weights")
+    (folder / "notebooks" / "params").mkdir(parents=True)
+    for slug in slugs:
+        _write_notebook(folder, slug)
+    return folder
+
+
+def _command(*arguments: str) -> list[str]:
+    return ["make", *arguments, f"PYTHON={sys.executable}"]
+
+
+def _environment() -> dict[str, str]:
+    """Without what a surrounding make hands down."""
+    unwanted = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PROFILE", "DEVICE", "PYTHON", "MANIFOLD_DATA"}
+    return {name: value for name, value in os.environ.items() if name not in unwanted}
+
+
+def make(folder: Path, *arguments: str, fails: bool = False) -> str:
+    done = subprocess.run(_command(*arguments), cwd=folder, env=_environment(), capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    assert (done.returncode != 0) == fails, output
+    return output
+
+
+def planned(folder: Path, *arguments: str) -> set[str]:
+    """What ``make -n`` says it would run: slugs, and "report"."""
+    output = make(folder, "-n", *arguments)
+    return set(re.findall(r"execute\.py run (\S+)", output)) | set(re.findall(r"-m manifold_lib\.(report)", output))
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    patterns = "*/*.staging", "*/*.old", "*/*.running.ipynb", "*/*.failed.ipynb", "**/*.part"
+    return [path for pattern in patterns for path in (folder / ".build").glob(pattern)]
+
+
+def _value(folder: Path, slug: str) -> dict:
+    results = json.loads((folder / "figures" / "small" / slug / "results.json").read_text())
+    return {key: value for key, value in results.items() if key != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A copy in which ``make -j2 all`` ran once, and what it printed."""
+    folder = _skeleton(tmp_path_factory.mktemp("built"), *SLUGS)
+    return folder, make(folder, "-j2", "all")
+
+
+@pytest.fixture
+def folder(built: tuple[Path, str]) -> Path:
+    """The built copy, in which nothing is left to do."""
+    assert planned(built[0], "all") == set()
+    return built[0]
+
+
+def test_help_is_the_default_and_lists_every_target(folder: Path) -> None:
+    shown = make(folder)
+    named = re.search(r"^\.PHONY:(.*)$", (folder / "Makefile").read_text(), re.M)
+    assert named is not None
+    for target in {*named[1].replace("FORCE", "").split()[:-2], *SLUGS, "01", "02"}:
+        assert re.search(rf"^  (\S+ +)?{target} ", shown, re.M), target
+    assert all(len(line) <= 110 for line in shown.splitlines())
+
+
+def test_profile_must_be_known(folder: Path) -> None:
+    message = make(folder, "all", "PROFILE=large", fails=True)
+    assert "large" in message and all(name in message for name in ("smoke", "small", "paper"))
+
+
+def test_first_run_makes_everything(built: tuple[Path, str]) -> None:
+    folder, output = built
+    for slug in SLUGS:
+        made = {path.name for path in (folder / "figures" / "small" / slug).iterdir()}
+        assert made == {"figure.png", "figure.pdf", "table.csv", "results.json", f"{slug}.ipynb"}
+        stamp = (folder / ".build" / "small" / f"{slug}.done").read_text().split()
+        assert stamp == [f"figures/small/{slug}/{name}" for name in sorted(made - {"figure.pdf"})]
+        assert _value(folder, slug) == {"slug": slug, "value": 21}
+        assert re.search(rf"^{slug} \(small\): 4 files in figures/small/{slug}, \d+ s$", output, re.M)
+    assert "report written" in output and not _leftovers(folder)
+
+
+def test_executed_notebook_is_clean(built: tuple[Path, str]) -> None:
+    text = (built[0] / "figures" / "small" / SLUGS[0] / f"{SLUGS[0]}.ipynb").read_text()
+    notebook = nbformat.reads(text, as_version=4)
+    nbformat.validate(notebook)
+    assert str(built[0]) not in text and '"papermill"' not in text and "iopub" not in text
+    assert notebook.metadata.kernelspec.name == "python3" and "widgets" not in notebook.metadata
+    tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
+    assert tags == ["parameters", "injected-parameters"]
+    assert notebook.cells[3].outputs[0].text == "data\n"
+
+
+def test_a_second_run_runs_nothing(folder: Path) -> None:
+    assert "execute.py" not in make(folder, "all")
+
+
+def test_changed_parameters_run_one_notebook(folder: Path) -> None:
+    path = folder / "notebooks" / "params" / f"{SLUGS[1]}.small.yml"
+    before = path.stat()
+    path.touch()
+    assert planned(folder, "all") == {SLUGS[1], "report"}
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("name", ["manifold_lib/storage.py", "data/models/toy.safetensors", "requirements.lock"])
+def test_changed_library_weights_or_lock_run_all(folder: Path, name: str) -> None:
+    path = folder / name
+    before = path.stat()
+    path.touch()
+    assert planned(folder, "all") == {*SLUGS, "report"}
+    assert planned(folder, "02") == {SLUGS[1]}
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_outputs_of_a_source_do_not_count_and_code_does(folder: Path) -> None:
+    path, stripped = (folder / place / f"{SLUGS[0]}.ipynb" for place in ("notebooks", ".build/src"))
+    before, modified = path.read_text(), stripped.stat()
+    notebook = nbformat.reads(before, as_version=4)
+    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="other")]
+    notebook.cells[2].execution_count = 7
+    notebook.cells[2].metadata["execution"] = {"iopub.execute_input": "now"}
+    notebook.metadata["language_info"] = {"name": "python", "version": "3.99"}
+    nbformat.write(notebook, path)
+    assert planned(folder, "all") == set()
+    notebook.cells[2].source += "\nmore = 1"
+    nbformat.write(notebook, path)
+    assert planned(folder, "all") == {SLUGS[0], "report"}
+    path.write_text(before)
+    make(folder, "-n", "all")
+    os.utime(stripped, ns=(modified.st_atime_ns, modified.st_mtime_ns))
+
+
+@pytest.mark.parametrize("name", ["figure.png", "table.csv", "results.json", f"{SLUGS[0]}.ipynb"])
+def test_a_missing_product_is_made_again(folder: Path, name: str) -> None:
+    path = folder / "figures" / "small" / SLUGS[0] / name
+    aside = path.rename(folder / name)
+    assert planned(folder, "all") == {SLUGS[0], "report"}
+    aside.rename(path)
+
+
+def test_report_runs_by_name_or_when_missing(folder: Path) -> None:
+    assert planned(folder, "report") == {"report"}
+    path = folder / "figures" / "README.md"
+    aside = path.rename(folder / "README.aside")
+    assert planned(folder, "all") == {"report"}
+    aside.rename(path)
+
+
+def test_profiles_do_not_mix(folder: Path) -> None:
+    assert planned(folder, "all", "PROFILE=smoke") == {*SLUGS, "report"}
+
+
+def test_clean_leaves_results_and_weights(tmp_path: Path) -> None:
+    folder = _skeleton(tmp_path)
+    for name in ".build/small/01.done", "figures/small/a.png", "data/cache/checkpoints/a", "notebooks/__pycache__/a":
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / "tests").mkdir()
+    (folder / ".venv").mkdir()
+    make(folder, "clean")
+    assert not (folder / ".build").exists() and not (folder / "notebooks" / "__pycache__").exists()
+    assert (folder / ".venv").exists()
+    assert "figures" in make(folder, "distclean") and not (folder / ".venv").exists()
+    for name in "figures/small/a.png", "data/cache/checkpoints/a", "data/models/toy.safetensors":
+        assert (folder / name).exists()
+
+
+def test_nothing_fails_before_the_first_notebook(tmp_path: Path) -> None:
+    folder = _skeleton(tmp_path)
+    assert "no notebook" in make(folder, "nbval")
+    assert planned(folder, "all") == {"report"}
+
+
+def test_a_failing_notebook_says_why_and_is_tried_again(tmp_path: Path) -> None:
+    folder = _skeleton(tmp_path, *SLUGS)
+    bad = folder / "notebooks" / "params" / f"{SLUGS[0]}.small.yml"
+    bad.write_text("n: -3\n")
+    output = make(folder, "-k", "-j2", "all", fails=True)
+    assert "ValueError: n: got -3, wants at least 0" in output and "\x1b" not in output
+    assert "cell [3] failed" in output and ".build/small/01_first.log" in output
+    build = folder / ".build" / "small"
+    assert (build / f"{SLUGS[1]}.done").exists() and (build / f"{SLUGS[0]}.failed.ipynb").exists()
+    assert not (build / f"{SLUGS[0]}.done").exists() and not (folder / "figures" / "small" / SLUGS[0]).exists()
+    assert planned(folder, "all") == {SLUGS[0], "report"}
+    bad.write_text("n: 3\n")
+    make(folder, "all")
+    assert _value(folder, SLUGS[0])["value"] == 21 and not _leftovers(folder)
+
+
+def test_a_result_set_aside_by_a_killed_run_comes_back(tmp_path: Path) -> None:
+    folder = _skeleton(tmp_path, SLUGS[0])
+    make(folder, "all")
+    figures, build = folder / "figures" / "small" / SLUGS[0], folder / ".build" / "small"
+    figures.rename(build / f"{SLUGS[0]}.abc.old")
+    (folder / "notebooks" / "params" / f"{SLUGS[0]}.small.yml").write_text("n: -3\n")
+    make(folder, "01", fails=True)
+    assert _value(folder, SLUGS[0])["value"] == 21 and not list(build.glob("*.old"))
+
+
+def test_refresh_keeps_outputs_in_the_source(tmp_path: Path) -> None:
+    folder = _skeleton(tmp_path, SLUGS[0])
+    path = folder / "notebooks" / f"{SLUGS[0]}.ipynb"
+    ids = [cell.id for cell in nbformat.read(path, as_version=4).cells]
+    assert "outputs refreshed" in make(folder, "refresh")
+    notebook = nbformat.read(path, as_version=4)
+    assert [cell.id for cell in notebook.cells] == ids
+    assert [cell.execution_count for cell in notebook.cells[1:]] == [1, 2, 3]
+    assert notebook.cells[2].outputs and "execution" not in notebook.cells[2].metadata
+    assert "version" not in notebook.metadata.language_info
+    assert json.loads((folder / "figures" / "smoke" / SLUGS[0] / "results.json").read_text())["value"] == 7
+
+
+def _executors(folder: Path) -> list[int]:
+    """Processes, kernels included, that work in this copy."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if entry.joinpath("cwd").resolve().is_relative_to(folder):
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("group", [True, False], ids=["group", "make-alone"])
+def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: Path, group: bool) -> None:
+    folder = _skeleton(tmp_path, SLUGS[0])
+    stamp = folder / ".build" / "small" / f"{SLUGS[0]}.done"
+    seconds = 0.0
+    for _ in range(2):
+        started = time.time()
+        process = subprocess.Popen(
+            _command("all"),
+            cwd=folder,
+            env=_environment(),
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds or random.uniform(2, 6))
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
+        process.wait()
+        if stamp.exists():
+            break
+        seconds = random.uniform(0, 2) + time.time() - started
+        assert planned(folder, "all") == {SLUGS[0], "report"}
+    make(folder, "all")
+    assert _value(folder, SLUGS[0]) == {"slug": SLUGS[0], "value": 21}
+    assert not _leftovers(folder) and planned(folder, "all") == set()
+    deadline = time.time() + 10
+    while _executors(folder) and time.time() < deadline:
+        time.sleep(0.2)
+    assert not _executors(folder)
+
+
+def test_two_runs_of_one_notebook_meet(tmp_path: Path) -> None:
+    folder = _skeleton(tmp_path, SLUGS[0])
+    runs = [
+        subprocess.Popen(_command("01"), cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    printed = "".join(run.communicate()[0] for run in runs)
+    assert [run.returncode for run in runs] == [0, 0]
+    assert "the other run made it" in printed and not _leftovers(folder)
+
+
+def test_interrupt_is_one_line(tmp_path: Path) -> None:
+    folder = _skeleton(tmp_path, SLUGS[0])
+    process = subprocess.Popen(
+        _command("all"),
+        cwd=folder,
+        env=_environment(),
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell has its background jobs ignore it, and what they start inherits that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.time() + 60
+    while not list((folder / ".build").glob("small/*.running.ipynb")) and time.time() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    shown = process.communicate()[1]
+    assert process.returncode and "run interrupted" in shown and "Traceback" not in shown
+    assert planned(folder, "all") == {SLUGS[0], "report"}

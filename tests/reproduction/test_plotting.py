@@ -1,0 +1,59 @@
+"""Figures keep their promises: diverging maps centred at 0 on one scale, one colour a method, labelled axes."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+
+from manifold_lib.reproduction import plotting
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    plotting.setup_style()
+    yield
+    plt.close("all")
+
+
+def drawn(fig):
+    return [image for axis in fig.axes for image in axis.images]
+
+
+def test_maps_share_one_scale_centred_at_zero():
+    rows = {"image": torch.rand(3, 1, 8, 8), "a": torch.randn(3, 1, 8, 8), "b": 100 * torch.randn(3, 1, 8, 8)}
+    limits = {image.get_clim() for image in drawn(plotting.plot_maps(rows)) if image.get_cmap().name == "RdBu_r"}
+    assert len(limits) == 1
+    low, high = limits.pop()
+    assert low == -high < 0
+
+
+def test_colour_images_and_sheets_with_empty_cells():
+    assert drawn(plotting.plot_images(torch.rand(3, 3, 8, 8), n_columns=2))[0].get_array().shape == (8, 8, 3)
+    fig = plotting.plot_maps({"image": torch.rand(2, 3, 8, 8), "map": torch.randn(2, 3, 8, 8)}, titles=["x", "y"])
+    assert [axis.get_title() for axis in fig.axes[:2]] == ["x", "y"]
+
+
+def test_densities_name_their_axes_and_show_the_exact_law():
+    _, axis = plt.subplots()
+    plotting.plot_densities({"gradient": torch.rand(50)}, k=3, d=30, ax=axis, title="t")
+    assert axis.get_xlabel() and axis.get_ylabel() and axis.get_title() == "t"
+    assert "random, exact law" in [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_curves_and_intervals_use_the_method_s_colour():
+    _, axis = plt.subplots()
+    table = pd.DataFrame({"q": [0, 1, 0, 1], "accuracy": [0.9, 0.1, 0.8, 0.2], "method": ["gradient"] * 4})
+    plotting.plot_curves(table, x="q", y="accuracy", hue="method", ax=axis)
+    assert axis.lines[0].get_color() == plotting.colour("gradient")
+    _, axis = plt.subplots()
+    rows = pd.DataFrame({"name": ["a", "b"], "mean": [0.1, 0.2], "low": [0.0, 0.1], "high": [0.2, 0.3]})
+    plotting.plot_intervals(rows, ax=axis, xlabel="x", reference=0.1)
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+
+
+def test_methods_have_distinct_colours():
+    assert len(set(plotting.COLOURS.values())) == len(plotting.COLOURS)

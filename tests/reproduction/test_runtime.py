@@ -1,0 +1,61 @@
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from manifold_lib.data import folders as places
+from manifold_lib.reproduction import runtime
+
+
+def test_data_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("MANIFOLD_DATA", raising=False)
+    assert places.data_folder() is None
+    monkeypatch.setenv("MANIFOLD_DATA", "  ")
+    assert places.data_folder() is None
+    monkeypatch.setenv("MANIFOLD_DATA", str(tmp_path / "a" / ".."))
+    assert places.data_folder() == tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MANIFOLD_DATA", "~/sets")
+    assert places.data_folder() == tmp_path / "sets"
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert runtime.resolve_device() == runtime.resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="device: got 'cuda'"):
+        runtime.resolve_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert runtime.resolve_device() == torch.device("cuda")
+
+
+def test_seeds_repeat_every_draw():
+    def draws():
+        generator = runtime.seed_everything(2**32 + 3)
+        own = torch.rand(3, generator=generator).tolist()
+        return random.random(), np.random.rand(), torch.rand(3).tolist(), own
+
+    assert draws() == draws()
+
+
+def test_bars_are_optional(monkeypatch, capsys):
+    rows = [1, 2]
+    assert runtime.progress_bar(rows, show=False) is rows
+    assert list(runtime.progress_bar(rows, show=True, desc="rows")) == rows
+    assert "rows" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert runtime.progress_bar(rows, show=True) is rows
+
+
+def test_provenance_names_no_place():
+    found = runtime.provenance(seed=3, params={"n": 1}, device=torch.device("cpu"))
+    assert list(found) == ["git", "dirty", "seed", "params", "versions", "device"]
+    assert found["seed"] == 3 and found["params"] == {"n": 1}
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0] or found["versions"]["torch"]
+    assert str(runtime.ROOT) not in str(found)
+
+
+def test_provenance_outside_a_repository(folders):
+    found = runtime.provenance(seed=0, params={}, device=torch.device("cpu"))
+    assert found["git"] is None and found["dirty"] is None
