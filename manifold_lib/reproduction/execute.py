@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(".build")
 FIGURES = Path("figures")
 NOTEBOOKS = Path("notebooks")
@@ -207,7 +207,7 @@ def run(slug: str, profile: str, device: str) -> None:
         write_text(figures / f"{slug}.ipynb", tidy(notebook))
         (folder / f"{slug}.running.ipynb").unlink()
         made = sorted(str(path) for path in figures.iterdir() if path.suffix != ".pdf")
-        inputs = [source, settings, *Path("manifold_lib").glob("*.py"), *Path("data/models").glob("*.safetensors")]
+        inputs = [source, settings, *Path("manifold_lib").rglob("*.py"), *Path("data/models").glob("*.safetensors")]
         edited = any(path.stat().st_mtime > started for path in inputs if path.exists())
         # What was edited during the run must be newer than the stamp, so that the notebook runs again.
         write_text(stamp, "\n".join(made) + "\n", modified=started if edited else None)

@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..core import files
+from ..data import folders
 from . import runtime
 from .schema import validate, validate_claim
 
@@ -164,7 +165,7 @@ class Results:
 
 def _portable(text: str) -> str:
     """A note, such as why data were not found, without the folder of this machine."""
-    folder = runtime.data_folder()
+    folder = folders.data_folder()
     return text if folder is None else text.replace(str(folder), "$MANIFOLD_DATA")
 
 

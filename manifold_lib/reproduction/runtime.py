@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..core.progress import progress_bar as progress_bar
+
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "data" / "models"
 FIGURES = ROOT / "figures"

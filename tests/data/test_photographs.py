@@ -1,71 +1,16 @@
-"""Photographs and pretrained networks, on small files that the tests make and on random weights."""
-
-import functools
+"""Photographs, on small files that the tests make."""
 
 import numpy as np
 import pytest
-import scipy.io
 import torch
-import torchvision
 import torchvision.datasets as tvd
+from files_of_sets import COLOURS, PLACES
 from PIL import Image
 from torch.utils.data import DataLoader
-from torchvision.models.convnext import CNBlockConfig
 
-import manifold_lib as ml
 from manifold_lib.core import files
-from manifold_lib.data import photographs
 from manifold_lib.core.files import DataNotFound
-from manifold_lib.reproduction import training
-
-COLOURS = {"Beagle": (200, 30, 30), "great_dane": (30, 200, 30), "Sphynx": (30, 30, 200)}
-
-
-def paint(file, colour, seed):
-    generator = np.random.default_rng(seed)
-    pixels = generator.integers(0, 40, (30, 44, 3)) + np.array(colour)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file)
-
-
-@pytest.fixture
-def pets(given_folder):
-    for i in range(60):
-        breed = list(COLOURS)[i % 3]
-        paint(given_folder / "oxford-iiit-pet/images" / f"{breed}_{i}.jpg", COLOURS[breed], i)
-    return given_folder
-
-
-@pytest.fixture
-def flowers(given_folder):
-    folder = given_folder / "flowers-102"
-    for number in range(1, 7):
-        paint(folder / "jpg" / f"image_{number:05d}.jpg", (40 * number, 0, 0), number)
-    scipy.io.savemat(folder / "imagelabels.mat", {"labels": np.array([[2, 1, 3, 2, 1, 3]])})
-    splits = {"trnid": np.array([[1, 3]]), "valid": np.array([[5, 2, 6]]), "tstid": np.array([[4]])}
-    scipy.io.savemat(folder / "setid.mat", splits)
-    return given_folder
-
-
-ANNOTATION = "<annotation><folder>VOC2012</folder>{}</annotation>"
-THING = "<object><name>{}</name><part><name>head</name></part></object>"  # a part is no class
-PLACES = {"aeroplane": 0, "dog": 11, "tvmonitor": 19}
-
-
-@pytest.fixture
-def voc(given_folder):
-    """Forty photographs of half an aeroplane, a dog or a screen; those of even number show a dog too."""
-    folder = given_folder / "VOCdevkit/VOC2012"
-    for i in range(40):
-        shown = {list(PLACES)[i % 3], "dog"} if i % 2 == 0 else {list(PLACES)[i % 3]}
-        paint(folder / "JPEGImages" / f"{i:04d}.jpg", list(COLOURS.values())[i % 3], i)
-        things = "".join(THING.format(name) for name in sorted(shown))
-        (folder / "Annotations").mkdir(exist_ok=True)
-        (folder / "Annotations" / f"{i:04d}.xml").write_text(ANNOTATION.format(things))
-    (folder / "ImageSets/Main").mkdir(parents=True)
-    for split, numbers in (("train", range(24)), ("val", range(24, 40))):
-        (folder / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{i:04d}\n" for i in numbers))
-    return given_folder
+from manifold_lib.data import photographs
 
 
 def test_voc_comes_in_the_order_of_the_released_loader_with_every_class_shown(voc):
@@ -99,38 +44,6 @@ def test_the_middle_of_a_photo_keeps_its_aspect(voc):
     squeezed = photographs.read_photos(found, range(row, row + 1), size=20)
     assert middle.shape == squeezed.shape == (1, 3, 20, 20)
     assert middle.mean() > 0.95 and squeezed.mean() < 0.4
-
-
-def test_the_head_of_a_convnext_is_its_last_layer_fitted_to_every_class_by_itself(voc, monkeypatch):
-    def network(name, n_classes):
-        torch.manual_seed(0)
-        blocks = [CNBlockConfig(16, 32, 1), CNBlockConfig(32, None, 1)]
-        tiny = torchvision.models.ConvNeXt(blocks, num_classes=5)
-        monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: tiny)
-        return build(name, n_classes)
-
-    build, original = photographs.photo_network, photographs.fit_head
-
-    def quickly(model, part, found, size, **options):
-        assert part == "classifier.2" and size == 224
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        original(model, part, found, size=32, epochs=300, batch_size=8, **options)
-        moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
-        assert moved == {"1.classifier.2.weight", "1.classifier.2.bias"}
-
-    monkeypatch.setattr(photographs, "photo_network", network)
-    monkeypatch.setattr(photographs, "fit_head", quickly)
-    model = photographs.photo_classifier("voc", "convnext_base")
-    found = photographs.find_photos("voc", train=True)
-    images = photographs.read_photos(found, range(24), size=32)
-    with torch.no_grad():
-        scores = model(images)
-    assert scores.shape == (24, 20) and not model.training
-    common = scores.sigmoid()[:, 11][found.labels[:, 11] == 1].mean() - scores.sigmoid()[:, 1].mean()
-    assert common > 0.2  # dogs are shown, bicycles are not
-    with pytest.warns(RuntimeWarning, match="converged"):
-        maps = ml.energy_ig(torch.nn.Sequential(model, torch.nn.Sigmoid()), images[:2], 11, n_steps=4, max_iter=2)
-    assert maps.isfinite().all()
 
 
 def test_a_twentieth_of_the_pets_is_held_out(pets):
@@ -184,54 +97,6 @@ def test_missing_photos_say_what_where_and_two_ways(given_folder, monkeypatch, n
     assert all(word in message for word in (name, place, "MANIFOLD_DATA", str(given_folder), "data/cache"))
 
 
-def test_missing_weights_say_so(monkeypatch):
-    def unreachable(*args, **kwargs):
-        raise OSError("no network")
-
-    monkeypatch.setattr(torchvision.models, "get_model", unreachable)
-    with pytest.raises(DataNotFound, match="resnet18: torchvision could not download"):
-        photographs.photo_network("resnet18", 3)
-    with pytest.raises(ValueError, match="name"):
-        photographs.photo_network("resnet19", 3)
+def test_an_unknown_set_is_refused():
     with pytest.raises(ValueError, match="name"):
         photographs.find_photos("cats")
-
-
-@pytest.mark.parametrize("name", photographs.NETWORKS)
-def test_the_heads_are_the_released_ones(name):
-    torch.manual_seed(0)
-    model = photographs.photo_network(name, 7, pretrained=False)
-    images = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        scores = model(images)
-    assert scores.shape == (2, 7) and not model.training
-    kinds = [type(part).__name__ for part in model[1].get_submodule(photographs.NETWORKS[name]).modules()]
-    wanted = ["Sequential", "Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear"] if name == "vgg16" else ["Linear"]
-    assert kinds == wanted
-    maps = ml.integrated_gradients(model, images, 3, n_steps=2)  # its first layer is in place
-    assert maps.shape == images.shape
-
-
-def test_a_head_is_fitted_once_and_then_read(pets, monkeypatch):
-    built = functools.partial(photographs.photo_network, pretrained=False)
-
-    def network(name, n_classes):
-        torch.manual_seed(0)
-        return built(name, n_classes)
-
-    monkeypatch.setattr(photographs, "photo_network", network)
-    original, fitted = photographs.fit_head, []
-
-    def quickly(model, part, found, size, **options):
-        fitted.append((len(found.files), size))
-        original(model, part, found, size=32, epochs=25, **options)
-
-    monkeypatch.setattr(photographs, "fit_head", quickly)
-    first = photographs.photo_classifier("pets", "resnet18")
-    again = photographs.photo_classifier("pets", "resnet18")
-    assert fitted == [(57, 256)]
-    found = photographs.find_photos("pets", train=True)
-    images = photographs.read_photos(found, range(57), size=32)
-    assert training.accuracy(first, images, found.labels) > 0.8
-    torch.testing.assert_close(again(images[:4]), first(images[:4]), atol=2e-2, rtol=1e-2)
-    assert not again.training and not any(parameter.requires_grad for parameter in again.parameters())

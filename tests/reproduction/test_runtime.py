@@ -5,20 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from manifold_lib.data import folders as places
 from manifold_lib.reproduction import runtime
-
-
-def test_data_folder(monkeypatch, tmp_path):
-    monkeypatch.delenv("MANIFOLD_DATA", raising=False)
-    assert places.data_folder() is None
-    monkeypatch.setenv("MANIFOLD_DATA", "  ")
-    assert places.data_folder() is None
-    monkeypatch.setenv("MANIFOLD_DATA", str(tmp_path / "a" / ".."))
-    assert places.data_folder() == tmp_path
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("MANIFOLD_DATA", "~/sets")
-    assert places.data_folder() == tmp_path / "sets"
 
 
 def test_devices(monkeypatch):
