@@ -34,7 +34,8 @@ export MALLOC_TRIM_THRESHOLD_  := 1073741824
 unexport MPLBACKEND
 
 SLUGS   := $(basename $(notdir $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))))
-LIBRARY := $(wildcard manifold_lib/*.py)
+LIBRARY := $(sort $(shell find manifold_lib -name '*.py'))
+EXECUTE := manifold_lib/reproduction/execute.py
 WEIGHTS := $(wildcard data/models/*.safetensors)
 BUILD   := .build/$(PROFILE)
 DONE    := $(SLUGS:%=$(BUILD)/%.done)
@@ -60,7 +61,7 @@ $(SLUGS): %: $(BUILD)/%.done
 $(foreach slug,$(SLUGS),$(eval $(call number,$(slug)): $(slug)))
 
 $(DONE): $(BUILD)/%.done: .build/src/%.ipynb $(LIBRARY) $(WEIGHTS) requirements.lock | $(ENV)
-	$(PY) -P manifold_lib/execute.py run $* --profile $(PROFILE) --device $(DEVICE)
+	$(PY) -P $(EXECUTE) run $* --profile $(PROFILE) --device $(DEVICE)
 
 $(foreach slug,$(SLUGS),$(eval $(BUILD)/$(slug).done: \
 	$(wildcard notebooks/params/$(slug).$(PROFILE).yml) \
@@ -68,13 +69,13 @@ $(foreach slug,$(SLUGS),$(eval $(BUILD)/$(slug).done: \
 
 # The stripped source is replaced only when it differs. The + lets `make -n` see whether it does.
 $(SLUGS:%=.build/src/%.checked): .build/src/%.checked: notebooks/%.ipynb
-	+@$(PYTHON) -I manifold_lib/execute.py strip $< .build/src/$*.ipynb && touch $@
+	+@$(PYTHON) -I $(EXECUTE) strip $< .build/src/$*.ipynb && touch $@
 
 $(SLUGS:%=.build/src/%.ipynb): %.ipynb: %.checked
 	+@:
 
 define WRITE_REPORT
-$(PY) -m manifold_lib.report
+$(PY) -m manifold_lib.reproduction.report
 @mkdir -p .build && touch .build/report.done
 endef
 
@@ -85,24 +86,25 @@ report: | $(ENV) ## the tables and the gallery, from the results at hand ## seco
 	$(WRITE_REPORT)
 
 refresh: | $(ENV) ## execute the sources in place and keep their outputs ## 1 min a notebook
-	$(PY) -P manifold_lib/execute.py refresh $(SLUGS)
+	$(PY) -P $(EXECUTE) refresh $(SLUGS)
 
 site: | $(ENV) ## render the notebooks, gallery and API as HTML ## seconds
-	$(PY) -m manifold_lib.site --profile $(PROFILE)
+	$(PY) -m manifold_lib.reproduction.site --profile $(PROFILE)
 
 data: | $(ENV) ## download the published data sets ## minutes, 2 GB
 	$(PY) -m manifold_lib.data
 
 models: | $(ENV) ## train the committed weights again, from the real data ## hours on 2 cores
-	$(PY) -m manifold_lib.zoo --again
+	$(PY) -m manifold_lib.reproduction.zoo --again
 
 lab: | $(ENV) ## open the notebooks in JupyterLab ## seconds
 	$(PY) -m jupyterlab notebooks
 
 # ----------------------------------------------------------------------------------------- checks
 
-test: | $(ENV) ## unit and contract tests ## 5 min
-	$(PY) -m pytest tests --ignore=tests/bench
+test: | $(ENV) ## tests and doctests, with the line coverage of the library ## 5 min
+	$(PY) -m pytest tests manifold_lib --ignore=tests/bench --ignore=manifold_lib/reproduction \
+		--doctest-modules --cov --cov-report=term
 
 nbval: | $(ENV) ## execute the notebooks and compare their checked outputs ## 1 min a notebook
 ifneq ($(SLUGS),)

@@ -141,7 +141,3 @@ def main() -> None:
             sizes = " + ".join(f"{len(part.labels):,}" for part in parts)
             print(f"{name:8} ok  {sizes} of shape {tuple(parts[0].inputs.shape[1:])} {parts[0].note}")
     raise SystemExit(int(failed))
-
-
-if __name__ == "__main__":
-    main()

@@ -74,7 +74,7 @@ def _skeleton(folder: Path, *slugs: str) -> Path:
     for name in "Makefile", "requirements.lock", "pyproject.toml":
         shutil.copy(ROOT / name, folder / name)
     (folder / "manifold_lib" / "__init__.py").write_text("")
-    (folder / "manifold_lib" / "report.py").write_text(REPORT)
+    (folder / "manifold_lib" / "reproduction" / "report.py").write_text(REPORT)
     (folder / "data" / "models").mkdir(parents=True)
     (folder / "data" / "models" / "toy.safetensors").write_text("weights")
     (folder / "notebooks" / "params").mkdir(parents=True)
@@ -103,7 +103,7 @@ def make(folder: Path, *arguments: str, fails: bool = False) -> str:
 def planned(folder: Path, *arguments: str) -> set[str]:
     """What ``make -n`` says it would run: slugs, and "report"."""
     output = make(folder, "-n", *arguments)
-    return set(re.findall(r"execute\.py run (\S+)", output)) | set(re.findall(r"-m manifold_lib\.(report)", output))
+    return set(re.findall(r"execute\.py run (\S+)", output)) | set(re.findall(r"-m manifold_lib\.reproduction\.(report)", output))
 
 
 def _leftovers(folder: Path) -> list[Path]:
@@ -119,7 +119,7 @@ def _value(folder: Path, slug: str) -> dict:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A copy in which ``make -j2 all`` ran once, and what it printed."""
-    folder = _skeleton(tmp_path_factory.mktemp("built"), *SLUGS)
+    folder = _skeleton(tmp_path_factory.mktemp("built in a folder"), *SLUGS)
     return folder, make(folder, "-j2", "all")
 
 
@@ -179,7 +179,22 @@ def test_changed_parameters_run_one_notebook(folder: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-@pytest.mark.parametrize("name", ["manifold_lib/storage.py", "data/models/toy.safetensors", "requirements.lock"])
+ROOMS = sorted(path.parent.name for path in ROOT.glob("manifold_lib/*/__init__.py"))
+# one file of each room, never its __init__
+OF_A_ROOM = [
+    sorted(path for path in ROOT.glob(f"manifold_lib/{room}/*.py") if path.stem != "__init__")[0].relative_to(ROOT)
+    for room in ROOMS
+]
+
+
+def test_there_are_eight_rooms() -> None:
+    assert ROOMS == ["attribution", "core", "data", "evaluation", "geometry", "models", "paths", "reproduction"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*map(str, OF_A_ROOM), "manifold_lib/__init__.py", "data/models/toy.safetensors", "requirements.lock"],
+)
 def test_changed_library_weights_or_lock_run_all(folder: Path, name: str) -> None:
     path = folder / name
     before = path.stat()
@@ -187,6 +202,17 @@ def test_changed_library_weights_or_lock_run_all(folder: Path, name: str) -> Non
     assert planned(folder, "all") == {*SLUGS, "report"}
     assert planned(folder, "02") == {SLUGS[1]}
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_new_module_of_a_new_room_counts_and_other_files_do_not(folder: Path) -> None:
+    (folder / "manifold_lib" / "reproduction" / "site_template" / "style.css").touch()
+    (folder / "manifold_lib" / "core" / "notes.txt").touch()
+    assert planned(folder, "all") == set()
+    module = folder / "manifold_lib" / "core" / "inner" / "module.py"
+    module.parent.mkdir()
+    module.touch()
+    assert planned(folder, "all") == {*SLUGS, "report"}
+    shutil.rmtree(module.parent)
 
 
 def test_outputs_of_a_source_do_not_count_and_code_does(folder: Path) -> None:
@@ -342,6 +368,22 @@ def test_two_runs_of_one_notebook_meet(tmp_path: Path) -> None:
     assert "the other run made it" in printed and not _leftovers(folder)
 
 
+def _started(folder: Path) -> None:
+    """Wait until a notebook runs."""
+    deadline = time.time() + 60
+    while not list((folder / ".build").glob("small/*.running.ipynb")) and time.time() < deadline:
+        time.sleep(0.1)
+
+
+def test_what_is_edited_during_a_run_runs_again(tmp_path: Path) -> None:
+    folder = _skeleton(tmp_path, SLUGS[0])
+    run = subprocess.Popen(_command("01"), cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True)
+    _started(folder)
+    (folder / OF_A_ROOM[0]).touch()
+    run.communicate()
+    assert run.returncode == 0 and planned(folder, "01") == {SLUGS[0]}
+
+
 def test_interrupt_is_one_line(tmp_path: Path) -> None:
     folder = _skeleton(tmp_path, SLUGS[0])
     process = subprocess.Popen(
@@ -354,9 +396,7 @@ def test_interrupt_is_one_line(tmp_path: Path) -> None:
         # a shell has its background jobs ignore it, and what they start inherits that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.time() + 60
-    while not list((folder / ".build").glob("small/*.running.ipynb")) and time.time() < deadline:
-        time.sleep(0.1)
+    _started(folder)
     os.killpg(process.pid, signal.SIGINT)
     shown = process.communicate()[1]
     assert process.returncode and "run interrupted" in shown and "Traceback" not in shown
