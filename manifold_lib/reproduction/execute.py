@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(".build")
 FIGURES = Path("figures")
 NOTEBOOKS = Path("notebooks")
-PROFILES = ("smoke", "small", "paper")
+PROFILES = ("smoke", "small", "paper")  # those of runtime.py, which would import torch
 MAX_BYTES = 1_000_000
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 

@@ -10,12 +10,11 @@ from typing import Any
 from ..core import files
 from . import runtime
 from .claims import VERDICTS
-from .results import bracket, number
-from .schema import validate
+from .results import bracket, number, validate
 
 Document = dict[str, Any]
 
-PROFILES = ("small", "paper")
+COMMITTED = runtime.PROFILES[1:]  # smoke is not kept
 BEGIN, END = "<!-- reproduction:begin -->", "<!-- reproduction:end -->"
 NO_RESULTS = "No results yet: `make all` runs the notebooks at profile `small`.\n"
 
@@ -23,7 +22,7 @@ NO_RESULTS = "No results yet: `make all` runs the notebooks at profile `small`.\
 def read(figures: Path) -> list[Document]:
     """Every ``results.json`` of the committed profiles, validated, its figures known to exist."""
     documents = []
-    for profile in PROFILES:
+    for profile in COMMITTED:
         for path in sorted((figures / profile).glob("*/results.json")):
             try:
                 document = json.loads(path.read_text())
@@ -47,7 +46,7 @@ def _command(profile: str, slug: str) -> str:
 def _rows(documents: list[Document]) -> list[tuple[str, Document, dict[str, Document]]]:
     """Each claim once: its notebook, its row as first met, and its row in each profile that holds it."""
     found: dict[tuple[str, str], dict[str, Document]] = {}
-    for document in sorted(documents, key=lambda entry: (entry["slug"], PROFILES.index(entry["profile"]))):
+    for document in sorted(documents, key=lambda entry: (entry["slug"], COMMITTED.index(entry["profile"]))):
         for row in document["claims"]:
             found.setdefault((document["slug"], row["id"]), {})[document["profile"]] = row
     return [(slug, next(iter(rows.values())), rows) for (slug, _), rows in found.items()]
@@ -75,7 +74,7 @@ def render_table(documents: list[Document]) -> str:
     text = _header("id", "claim", "paper's number", "ours, profile `small`", "ours, profile `paper`")
     for slug, claim, rows in _rows(documents):
         cells = []
-        for profile in PROFILES:
+        for profile in COMMITTED:
             row = rows.get(profile)
             if row is None:
                 cells.append(f"not attempted (`{_command(profile, slug)}`)")
@@ -90,7 +89,7 @@ def render_counts(documents: list[Document]) -> str:
     if not documents:
         return ""
     text = _header("notebook", "profile", *VERDICTS, "time", "device")
-    for document in sorted(documents, key=lambda entry: (entry["slug"], PROFILES.index(entry["profile"]))):
+    for document in sorted(documents, key=lambda entry: (entry["slug"], COMMITTED.index(entry["profile"]))):
         verdicts = [row["verdict"] for row in document["claims"]]
         spent, device = document["provenance"]["seconds"] / 60, document["provenance"]["device"]
         minutes = f"{spent:.0f} min" if spent >= 1 else "under 1 min"
@@ -117,12 +116,12 @@ def render_gallery(documents: list[Document]) -> str:
     titles = ("id", "claim", "source", "paper's number", "profile", "ours", "n", "verdict", "command", "note")
     text += _header(*titles)
     for slug, claim, rows in _rows(documents):
-        for profile in PROFILES:
+        for profile in COMMITTED:
             row = rows.get(profile, {"value": None, "n": 0, "verdict": "not attempted", "note": ""})
             what = (claim["id"], claim["statement"], claim["source"], number(claim["paper"]), f"`{profile}`")
             command = f"`{_command(profile, slug)}`"
             text += _line(*what, _measured(row), row["n"], f"**{row['verdict']}**", command, row["note"])
-    for profile in PROFILES:
+    for profile in COMMITTED:
         held = [document for document in documents if document["profile"] == profile]
         if not held:
             continue

@@ -13,12 +13,99 @@ from typing import Any
 
 import pandas as pd
 import torch
+from jsonschema import Draft202012Validator
 from matplotlib.figure import Figure
 
 from ..core import files
 from ..data import folders
-from . import runtime
-from .schema import validate, validate_claim
+from . import claims, runtime
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    """The schema of an object that has all of these keys, and perhaps more."""
+    return {"type": "object", "required": [*properties], "properties": properties}
+
+
+_TEXT, _NUMBER, _OBJECT = {"type": "string"}, {"type": "number"}, {"type": "object"}
+_CHECKSUMS = _OBJECT | {"additionalProperties": _TEXT | {"pattern": "^[0-9a-f]{64}$"}}
+_CLAIM = _object(
+    id=_TEXT,
+    statement=_TEXT,
+    source=_TEXT,
+    kind={"enum": claims.KINDS},
+    threshold=_NUMBER,
+    unit=_TEXT,
+    paper={"type": ["number", "null"]},
+    value={"type": ["number", "null"]},
+    ci95={"type": ["array", "null"], "items": _NUMBER, "minItems": 2, "maxItems": 2},
+    n={"type": "integer"},
+    verdict=_TEXT,
+    note=_TEXT,
+)
+_DOCUMENT = _object(
+    slug=_TEXT,
+    profile={"enum": runtime.PROFILES},
+    paper=_object(title=_TEXT, arxiv=_TEXT) | {"type": ["object", "null"]},
+    claims={"type": "array"},
+    tables=_OBJECT | {"additionalProperties": {"type": "array", "items": _OBJECT}},
+    figures={"type": "array", "items": _TEXT | {"pattern": r"^[^/]+\.png$"}},
+    provenance=_object(
+        git={"type": ["string", "null"]},
+        dirty={"type": ["boolean", "null"]},
+        seed={"type": "integer"},
+        params=_OBJECT,
+        versions=_OBJECT,
+        device=_TEXT,
+        started=_TEXT,
+        seconds=_NUMBER,
+        data=_CHECKSUMS,
+        models=_CHECKSUMS,
+    ),
+)
+
+
+def validate(document: dict[str, Any]) -> None:
+    """Refuse a ``results.json`` that breaks the schema, or whose verdicts do not follow from its numbers.
+
+    Raises
+    ------
+    ValueError
+        Names the key.
+    """
+    _check(document, _DOCUMENT)
+    for row in document["claims"]:
+        validate_claim(row)
+    ids = [row["id"] for row in document["claims"]]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"claims: got the ids {ids}, wants each once")
+
+
+def validate_claim(row: dict[str, Any]) -> None:
+    """Refuse a claim with a missing key, a wrong type, or a verdict that does not follow from its numbers."""
+    name = f"claims.{row.get('id', '?') if isinstance(row, dict) else '?'}"
+    _check(row, _CLAIM, name)
+    if row["verdict"] == "not attempted":
+        wanted = {"value": None, "n": 0, "note": row["note"] or "the reason"}
+    elif row["value"] is None or row["n"] < 1:
+        raise ValueError(f"{name}.{'value' if row['value'] is None else 'n'}: wants a number, and n of at least 1")
+    else:
+        try:
+            wanted = {"verdict": claims.judge(row["kind"], row["threshold"], row["value"], row["ci95"])}
+        except ValueError as error:
+            raise ValueError(f"{name}.{error}") from error
+    for key, value in wanted.items():
+        if row[key] != value:
+            raise ValueError(f"{name}.{key}: got {row[key]!r}, wants {value!r}")
+
+
+def _check(value: Any, schema: dict[str, Any], *name: str) -> None:
+    """Refuse what breaks a schema, with the place of the first error."""
+    for error in Draft202012Validator(schema).iter_errors(value):
+        place = [*name, *map(str, error.absolute_path)]
+        if error.validator == "required":
+            place.append(next(key for key in error.validator_value if key not in error.instance))
+        what = "missing" if error.validator == "required" else error.message
+        raise ValueError(f"{'.'.join(place)}: {what}")
 
 
 class Results:

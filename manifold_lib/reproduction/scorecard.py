@@ -1,4 +1,4 @@
-"""The scorecard of a method of :mod:`manifold_lib.reproduction.comparison`: every metric for each image, and which way is up."""
+"""The scorecard of a method of notebook 06: every metric for each image, and whether more of it is better."""
 
 from __future__ import annotations
 

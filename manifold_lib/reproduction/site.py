@@ -1,26 +1,29 @@
-"""``python -m manifold_lib.reproduction.site``: the notebooks of a profile, the gallery and the API as a static site."""
+"""``python -m manifold_lib.reproduction.site``: the notebooks, the gallery and the API as a static site."""
 
 from __future__ import annotations
 
 import argparse
 import html
+import inspect
 import json
 import posixpath
 import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import nbformat
 from nbconvert.exporters import HTMLExporter
 from nbformat import NotebookNode
-from nbformat.v4 import new_markdown_cell, new_notebook, new_raw_cell
+from nbformat.v4 import new_markdown_cell, new_notebook
+
+import manifold_lib
 
 from ..core import files
 from . import runtime
-from .apidoc import render_api
-from .schema import validate
+from .results import validate
 
 INDEX, API = "index.html", "api.html"
 # raw text holds neither < nor >: nbconvert escapes both
@@ -75,7 +78,7 @@ def render(profile: str) -> tuple[dict[str, str], list[str]]:
     pages = {
         INDEX: _page(new_markdown_cell(_gallery(profile, _title(readme), notebooks))),
         **notebooks,
-        API: _page(new_raw_cell(render_api(readme))),
+        API: _page(new_markdown_cell(render_api())),
     }
     exporter = HTMLExporter(
         template_name="site_template",
@@ -227,6 +230,129 @@ def _check_anchors(texts: dict[str, str]) -> None:
             file, fragment = _file(page, link) or page, urlsplit(link).fragment
             if not urlsplit(link).scheme and fragment and file in ids and fragment not in ids[file]:
                 raise ValueError(f"{page}: link {link!r} leads to a heading that {file} does not have")
+
+
+# --- the API page --------------------------------------------------------------------------------
+
+_ROOMS = ("paths", "geometry", "attribution", "evaluation", "models", "data")
+
+
+def render_api() -> str:
+    """Every public name with its signature and its docstring, by room and module, as Markdown."""
+    text = "# API\n\nAll of it is in `import manifold_lib as ml`.\n"
+    modules: dict[str, dict[str, Any]] = {}
+    for name, value in _public_names():
+        modules.setdefault(value.__module__, {})[name] = value
+    known = {name for names in modules.values() for name in names}
+    for module, names in modules.items():
+        text += f"\n- **{module}**: " + ", ".join(f"[`{name}`](#{name})" for name in names)
+    for module, names in modules.items():
+        summary = inspect.getdoc(inspect.getmodule(next(iter(names.values()))))
+        text += f"\n\n## {module}\n\n{markdown(summary or '', known)}"
+        for name, value in names.items():
+            text += _entry(name, value, known)
+    return text
+
+
+def _public_names() -> list[tuple[str, Any]]:
+    """The names of each room's ``__all__``; for a module among them its functions, as ``module.name``."""
+    found = []
+    for room in (getattr(manifold_lib, name) for name in _ROOMS):
+        for name in room.__all__:
+            value = getattr(room, name)
+            if inspect.ismodule(value):
+                functions = inspect.getmembers(value, inspect.isfunction)
+                found += [(f"{name}.{f}", g) for f, g in functions if g.__module__ == value.__name__ and f[0] != "_"]
+            else:
+                place = name if hasattr(manifold_lib, name) else f"{room.__name__.rpartition('.')[2]}.{name}"
+                found.append((place, value))
+    return found
+
+
+def _entry(name: str, value: Any, known: set[str]) -> str:
+    """One name; below a class the methods that it, or a base class of ours, documents."""
+    text = f'\n\n<h3 id="{name}"><code>{name}</code></h3>\n'
+    text += f'<pre class="signature">{html.escape(signature(name, value), quote=False)}</pre>\n\n'
+    text += markdown(inspect.getdoc(value) or "", known)
+    if inspect.isclass(value):
+        for method, function in inspect.getmembers(value, inspect.isfunction):
+            ours = function.__module__.startswith(manifold_lib.__name__) and function.__doc__
+            if ours and not method.startswith("_"):
+                text += _entry(f"{name}.{method}", function, known)
+    return text
+
+
+def signature(name: str, value: Any) -> str:
+    """The call as it is written in the source, without ``self``; a long one has a line for each parameter."""
+    found = inspect.signature(value)
+    written: list[str] = []
+    for parameter in found.parameters.values():
+        if parameter.name == "self":
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY and not any(entry.startswith("*") for entry in written):
+            written.append("*")
+        text = str(parameter.replace(annotation=parameter.empty, default=parameter.empty))
+        if parameter.annotation is not parameter.empty:
+            text += f": {_annotation(parameter.annotation)}"
+        if parameter.default is not parameter.empty:
+            # the repr of a function holds an address
+            text += f" = {getattr(parameter.default, '__name__', repr(parameter.default))}"
+        written.append(text)
+    result = ""
+    if found.return_annotation is not found.empty and not inspect.isclass(value):
+        result = f" -> {_annotation(found.return_annotation)}"
+    line = f"{name}({', '.join(written)}){result}"
+    return line if len(line) <= 88 else f"{name}(\n" + "".join(f"    {entry},\n" for entry in written) + f"){result}"
+
+
+def _annotation(annotation: Any) -> str:
+    """An annotation as the source has it; that of a named tuple is a forward reference."""
+    return str(getattr(annotation, "__forward_arg__", annotation))
+
+
+def markdown(docstring: str, known: set[str]) -> str:
+    """A numpydoc docstring as Markdown; roles such as ``:func:`` become links to the names that are known."""
+    summary, *sections = re.split(r"^(\w[\w ]*)\n-{3,}\n", docstring, flags=re.M)
+    text = _prose(summary, known)
+    for title, body in zip(sections[::2], sections[1::2], strict=True):
+        text += f"<h4>{title}</h4>\n\n"
+        if title not in ("Parameters", "Returns", "Raises"):
+            text += _prose(body, known)
+            continue
+        for head, what in re.findall(r"^(\S.*)\n?((?:(?: .*)?\n)*(?: .*)?)", body, flags=re.M):
+            name, colon, kind = head.partition(" : ")
+            item = f"`{name}`{colon}{_inline(kind, known)}\n\n{_prose(inspect.cleandoc(what), known)}"
+            text += "- " + item.rstrip().replace("\n", "\n  ") + "\n"
+        text += "\n"
+    return text
+
+
+def _prose(text: str, known: set[str]) -> str:
+    """Paragraphs: examples become code, lines such as ``field : what it holds`` a list."""
+    result = ""
+    for paragraph in filter(None, re.split(r"\n\s*\n", text.strip())):
+        if paragraph.startswith(">>>"):
+            result += f"```pycon\n{paragraph}\n```\n\n"
+        elif re.match(r"\w+(?:, \w+)* : ", paragraph):
+            fields = re.findall(r"^(\w+(?:, \w+)*) : (.*(?:\n +.*)*)", paragraph, flags=re.M)
+            result += "".join(f"- `{name}` : {_inline(what, known)}\n" for name, what in fields) + "\n"
+        else:
+            result += _inline(paragraph, known) + "\n\n"
+    return result
+
+
+def _inline(text: str, known: set[str]) -> str:
+    """One run of text: literals and roles become code, and no other character is markup."""
+
+    def code(found: re.Match) -> str:
+        name, literal = (found[1] or "").removeprefix("manifold_lib."), found[2]
+        return f"[`{name}`](#{name})" if name in known else f"`{name or literal}`"
+
+    parts = re.split(r"(:\w+:`[^`]+`|``.+?``|`[^`]+`)", text)
+    for index, part in enumerate(parts):
+        pattern, new = (r":\w+:`([^`]+)`|`{1,2}(.+?)`{1,2}", code) if index % 2 else (r"[\\*_\[\]<>|#$~&]", r"\\\g<0>")
+        parts[index] = re.sub(pattern, new, part)
+    return "".join(parts)
 
 
 def main() -> None:

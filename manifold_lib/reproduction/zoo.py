@@ -1,4 +1,4 @@
-"""Named models: loaded from ``data/models``, or trained from the real data (``python -m manifold_lib.reproduction.zoo NAME``).
+"""Named models: loaded from ``data/models``, or trained (``python -m manifold_lib.reproduction.zoo NAME``).
 
 Each model is a float16 safetensors file with a card (JSON) beside it: data and checksum, recipe,
 seed, seconds, device, and the numbers measured after the round trip through float16.
@@ -22,7 +22,7 @@ from ..core.progress import predict
 from ..data import datasets, folders, generated
 from ..data.shapes import sample_shapes
 from ..models.vae import VAE
-from . import measures, runtime, training
+from . import runtime, training
 from .recipes import RECIPES, Recipe
 
 
@@ -188,10 +188,10 @@ def measure(name: str, model: Any) -> dict[str, float]:
     recipe = RECIPES[name]
     if recipe.kind in ("generated", "robust"):
         drawn = samples(recipe.data, 10_000, seed=0, device=next(model.parameters()).device)
-        return measures.of_classifier(model, drawn, datasets.load(recipe.data, train=False))
+        return training.measure_classifier(model, drawn, datasets.load(recipe.data, train=False))
     test = _images(recipe.data, train=False)
     if recipe.kind in ("vae", "elbo"):
-        return measures.of_vae(model, test.inputs)
+        return training.measure_vae(model, test.inputs)
     if recipe.kind == "autoencoder":
         error = (predict(model, test.inputs) - test.inputs).abs().mean().item()
         return {"test mean absolute error": round(error, 4)}

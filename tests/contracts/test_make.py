@@ -103,7 +103,8 @@ def make(folder: Path, *arguments: str, fails: bool = False) -> str:
 def planned(folder: Path, *arguments: str) -> set[str]:
     """What ``make -n`` says it would run: slugs, and "report"."""
     output = make(folder, "-n", *arguments)
-    return set(re.findall(r"execute\.py run (\S+)", output)) | set(re.findall(r"-m manifold_lib\.reproduction\.(report)", output))
+    found = re.findall(r"execute\.py run (\S+)|-m manifold_lib\.reproduction\.(report)", output)
+    return {slug or report for slug, report in found}
 
 
 def _leftovers(folder: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 import math
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
