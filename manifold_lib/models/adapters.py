@@ -13,14 +13,11 @@ from ..core.files import DataNotFound
 class KLAutoencoder(nn.Module):
     """A diffusers ``AutoencoderKL`` as a ``vae`` for images (B, 3, H, W) in [0, 1].
 
-    ``encode`` gives the posterior mean (B, 4, H/8, W/8), never a sample and without the latent scaling factor;
-    ``decode`` is not clamped. Both are as in the released code, which maps [0, 1] to the autoencoder's [−1, 1]. A
-    classifier of normalised images goes behind its normalisation: ``nn.Sequential(Normalize(mean, std), network)``.
+    ``encode`` gives the posterior mean without the latent scaling factor, never a sample; ``decode`` is not clamped.
+    Both are as in the released code, which maps [0, 1] to the autoencoder's [−1, 1]. ``autoencoder`` may be anything
+    in eval mode whose ``encode(x).latent_dist.mean`` and ``decode(z).sample`` are tensors.
 
-    Parameters
-    ----------
-    autoencoder : diffusers.AutoencoderKL
-        In eval mode; or anything else whose ``encode(x).latent_dist.mean`` and ``decode(z).sample`` are tensors.
+    >>> vae = KLAutoencoder(AutoencoderKL.from_pretrained(folder).eval())  # doctest: +SKIP
     """
 
     autoencoder: Any
@@ -44,20 +41,11 @@ class KLAutoencoder(nn.Module):
 def load_kl_autoencoder(name: str = "stabilityai/sd-vae-ft-mse", **options: Any) -> KLAutoencoder:
     """A pretrained ``AutoencoderKL`` by its name or folder, in eval mode, its parameters frozen.
 
-    Parameters
-    ----------
-    name : str
-        A folder, or a name to download from; the default has the weights of the VAE of Stable Diffusion 2.1, the
-        paper's.
-    **options
-        Of ``AutoencoderKL.from_pretrained``, such as ``torch_dtype``.
+    The default has the weights of the VAE of Stable Diffusion 2.1, the paper's; ``options`` are those of
+    ``AutoencoderKL.from_pretrained``, such as ``torch_dtype``. Raises ``ImportError`` without diffusers, and
+    ``DataNotFound`` when the weights are neither there nor to be downloaded.
 
-    Raises
-    ------
-    ImportError
-        Without diffusers.
-    DataNotFound
-        When the weights are neither there nor to be downloaded.
+    >>> vae = load_kl_autoencoder(torch_dtype=torch.float16)  # doctest: +SKIP
     """
     try:
         from diffusers import AutoencoderKL

@@ -1,50 +1,53 @@
-"""Classifiers: logits from images, small enough to train on two cores."""
+"""Classifiers: logits (B, n_classes) from images (B, channels, s, s), small enough to train on two cores."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 def lenet(n_classes: int = 10, channels: int = 1) -> nn.Sequential:
-    """The paper's "LeNet" for 32×32 images: two 3×3 convolutions and two dense layers, 1.6 M parameters."""
+    """The "LeNet" of paper 1 for 32×32 images: two 3×3 convolutions and two dense layers, 1.6 M parameters.
+
+    >>> lenet()(torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 10])
+    """
     return nn.Sequential(
-        *(nn.Conv2d(channels, 32, 3), nn.ReLU()),
-        *(nn.Conv2d(32, 64, 3), nn.ReLU()),
+        *(nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU()),
         *(nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten()),
-        *(nn.Linear(12544, 128), nn.ReLU(), nn.Dropout(0.5)),
-        nn.Linear(128, n_classes),
+        *(nn.Linear(12544, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, n_classes)),
     )
 
 
-def _block(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:
-    return (
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    )
+def _block(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return convolution, nn.BatchNorm2d(outputs), nn.ReLU()
 
 
 def labeller(n_classes: int = 10, channels: int = 1) -> nn.Sequential:
-    """The CNN that labels generated 32×32 images, 0.4 M parameters.
+    """The CNN that labels generated 32×32 images, 0.4 M parameters. (The authors' is a SimpleNet of 13 layers.)
 
-    The authors use a 13-layer SimpleNet here; ours is smaller, a difference the README states.
+    >>> labeller()(torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 10])
     """
     return nn.Sequential(
-        *_block(channels, 32, 2),
-        *_block(32, 64),
-        *_block(64, 96, 2),
-        *_block(96, 128),
-        *_block(128, 160, 2),
+        *(*_block(channels, 32, 2), *_block(32, 64), *_block(64, 96, 2), *_block(96, 128), *_block(128, 160, 2)),
         *(nn.Flatten(), nn.Linear(160 * 4 * 4, n_classes)),
     )
 
 
 def small_vgg(n_classes: int, channels: int = 3, width: int = 32) -> nn.Sequential:
-    """VGG-style network with batch norm and global pooling, 0.7 M parameters at width 32."""
+    """VGG-style network with batch norm and global pooling, 0.7 M parameters at width 32.
+
+    >>> small_vgg(10)(torch.rand(2, 3, 64, 64)).shape
+    torch.Size([2, 10])
+    """
     return nn.Sequential(
-        *_block(channels, width),
-        *_block(width, width),
+        *(*_block(channels, width), *_block(width, width)),
         *(nn.MaxPool2d(2), *_block(width, 2 * width), *_block(2 * width, 2 * width)),
         *(nn.MaxPool2d(2), *_block(2 * width, 4 * width), *_block(4 * width, 4 * width)),
         *(nn.MaxPool2d(2), *_block(4 * width, 8 * width)),
@@ -53,10 +56,13 @@ def small_vgg(n_classes: int, channels: int = 3, width: int = 32) -> nn.Sequenti
 
 
 def small_resnet(n_classes: int, channels: int = 3, width: int = 16) -> nn.Sequential:
-    """ResNet-style network: three stages of two residual blocks, 0.2 M parameters at width 16."""
+    """ResNet-style network: three stages of two residual blocks, 0.2 M parameters at width 16.
+
+    >>> small_resnet(10)(torch.rand(2, 3, 64, 64)).shape
+    torch.Size([2, 10])
+    """
     return nn.Sequential(
-        *_block(channels, width),
-        *(_Residual(width, width), _Residual(width, width)),
+        *(*_block(channels, width), _Residual(width, width), _Residual(width, width)),
         *(_Residual(width, 2 * width, 2), _Residual(2 * width, 2 * width)),
         *(_Residual(2 * width, 4 * width, 2), _Residual(4 * width, 4 * width)),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, n_classes)),
@@ -64,7 +70,11 @@ def small_resnet(n_classes: int, channels: int = 3, width: int = 16) -> nn.Seque
 
 
 def small_inception(n_classes: int, channels: int = 3, width: int = 16) -> nn.Sequential:
-    """Inception-style network: parallel 1×1, 3×3, 5×5 and pooled branches, 0.1 M parameters at width 16."""
+    """Inception-style network: parallel 1×1, 3×3, 5×5 and pooled branches, 0.1 M parameters at width 16.
+
+    >>> small_inception(10)(torch.rand(2, 3, 64, 64)).shape
+    torch.Size([2, 10])
+    """
     return nn.Sequential(
         *(*_block(channels, 2 * width), nn.MaxPool2d(2)),
         *(_Inception(2 * width, width), _Inception(4 * width, width), nn.MaxPool2d(2)),
@@ -78,9 +88,7 @@ class _Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            *_block(inputs, outputs, stride), nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
-        )
+        self.body = nn.Sequential(*_block(inputs, outputs, stride), *_block(outputs, outputs)[:2])
         same = inputs == outputs and stride == 1
         self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
         self.relu = nn.ReLU()
@@ -94,54 +102,52 @@ class _Inception(nn.Module):
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
-
-        def pointwise() -> tuple[nn.Module, ...]:
-            return nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-
-        self.branches = nn.ModuleList(
-            [
-                nn.Sequential(*pointwise()),
-                nn.Sequential(*pointwise(), *_block(width, width)),
-                nn.Sequential(*pointwise(), *_block(width, width), *_block(width, width)),
-                nn.Sequential(nn.MaxPool2d(3, 1, 1), *pointwise()),
-            ]
-        )
+        parts = [_block(inputs, width, kernel=1), _block(inputs, width, kernel=1) + _block(width, width)]
+        parts.append(_block(inputs, width, kernel=1) + _block(width, width) + _block(width, width))
+        parts.append((nn.MaxPool2d(3, 1, 1), *_block(inputs, width, kernel=1)))
+        self.branches = nn.ModuleList([nn.Sequential(*part) for part in parts])
 
     def forward(self, inputs: Tensor) -> Tensor:
         return torch.cat([branch(inputs) for branch in self.branches], 1)
+
+
+def _strided(widths: tuple[int, ...], activation: Callable[[], nn.Module], n_classes: int, size: int) -> nn.Sequential:
+    """Three strided convolutions and a linear head, for images of one size."""
+    pairs = itertools.pairwise(widths)
+    layers = [layer for a, b in pairs for layer in (nn.Conv2d(a, b, 3, 2, 1), activation())]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * (size // 8) ** 2, n_classes))
 
 
 def tiny_cnn(n_classes: int = 10, channels: int = 1, size: int = 32) -> nn.Sequential:
     """Three strided convolutions and a linear head, 19 k parameters at 32×32: trains in seconds.
 
     Its last convolution is ``[4]``, with a map of size / 8, for Grad-CAM.
+
+    >>> tiny_cnn()(torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 10])
     """
-    return nn.Sequential(
-        *(nn.Conv2d(channels, 16, 3, 2, 1), nn.ReLU()),
-        *(nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()),
-        *(nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(32 * (size // 8) ** 2, n_classes)),
-    )
+    return _strided((channels, 16, 32, 32), nn.ReLU, n_classes, size)
 
 
 def soft_cnn(n_classes: int = 10, channels: int = 1, width: int = 16, size: int = 32) -> nn.Sequential:
     """Three strided convolutions with softplus and a linear head, 33 k parameters at 32×32: smooth in its inputs.
 
-    The paths of :func:`manifold_lib.energy_ig` go by the second derivative, which a network of ReLU does not have.
+    :func:`manifold_lib.energy_ig` needs second derivatives, and those of a ReLU network are zero.
+
+    >>> soft_cnn()(torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 10])
     """
-    return nn.Sequential(
-        *(nn.Conv2d(channels, width, 3, 2, 1), nn.Softplus(beta=5)),
-        *(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.Softplus(beta=5)),
-        *(nn.Conv2d(2 * width, 4 * width, 3, 2, 1), nn.Softplus(beta=5)),
-        *(nn.Flatten(), nn.Linear(4 * width * (size // 8) ** 2, n_classes)),
-    )
+    return _strided((channels, width, 2 * width, 4 * width), lambda: nn.Softplus(beta=5), n_classes, size)
 
 
 class PatchNet(nn.Module):
     """Two non-overlapping convolutions (4×4, then 2×2) and a linear head, 8 k parameters at 32×32.
 
-    Written with patches and dense layers rather than convolutions, because a stack of such
-    networks under ``vmap`` is then one batched matrix product, which is how ROAR retrains them all at once.
+    The convolutions are dense layers on patches: many such networks under ``vmap`` are then one batched matrix
+    product, and :func:`manifold_lib.retrain` trains them together.
+
+    >>> PatchNet()(torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(self, n_classes: int = 10, channels: int = 1, size: int = 32, width: int = 16) -> None:
@@ -150,14 +156,7 @@ class PatchNet(nn.Module):
         self.second = nn.Linear(width * 4, 2 * width)
         self.head = nn.Linear(2 * width * (size // 8) ** 2, n_classes)
 
-    @staticmethod
-    def _patches(images: Tensor, side: int) -> Tensor:
-        """(B, C, H, W) -> (B, H/side, W/side, C·side²), differentiable and free of copies under vmap."""
-        batch, channels, height, width = images.shape
-        split = images.reshape(batch, channels, height // side, side, width // side, side)
-        return split.permute(0, 2, 4, 1, 3, 5).flatten(3)
-
     def forward(self, inputs: Tensor) -> Tensor:
-        hidden = torch.relu(self.first(self._patches(inputs, 4))).permute(0, 3, 1, 2)
-        hidden = torch.relu(self.second(self._patches(hidden, 2)))
+        hidden = torch.relu(self.first(F.pixel_unshuffle(inputs, 4).movedim(1, 3))).movedim(3, 1)
+        hidden = torch.relu(self.second(F.pixel_unshuffle(hidden, 2).movedim(1, 3)))
         return self.head(hidden.flatten(1))
