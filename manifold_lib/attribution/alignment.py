@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.scorer import Model, score, score_and_gradient
+from ..core.scorer import Scorer
 from ..paths.path import straight_path
 from ..paths.quadrature import mean_gradient, rule
 
@@ -25,26 +25,25 @@ _DAMPING = 0.3
 class Search(NamedTuple):
     """What does not differ from image to image; ``decode`` maps the variables to baselines where it is given."""
 
-    model: Model
+    scorer: Scorer
     decode: Callable[[Tensor], Tensor] | None
     constraint: str
     c: float
     clamp: tuple[float, float]
     n_steps: int
-    size: int
     learning_rate: float
     stop_gradient: bool
 
 
-def projection_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor, target: Tensor | None) -> Steps:
+def projection_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor, rows: Tensor) -> Steps:
     """Fixed point of ``v ← v + h ⊘ (h² + λ²) ⊙ (P(h ⊙ v) − h ⊙ v)`` with λ = 0.3 · rms(h), per image.
 
     The damped Newton step that makes h ⊙ v equal to its projection for the h at hand.
     It needs no derivative of h, and so does not jump about the kinks of a ReLU network as gradient steps do.
     """
-    baselines = starts
+    scorer, baselines = search.scorer.of(rows), starts
     while True:
-        average = _average(search, inputs, baselines, target, graph=False)
+        average = _average(scorer, search.n_steps, inputs, baselines, graph=False)
         values = average * (inputs - baselines)
         inside = torch.einsum("bdk,bk->bd", basis, torch.einsum("bdk,bd->bk", basis, values.flatten(1)))
         yield baselines, _share(values, inside.norm(dim=1)), inputs.new_zeros(len(inputs))
@@ -56,12 +55,13 @@ def projection_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tens
             baselines = baselines.clamp(*search.clamp)
 
 
-def gradient_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor, target: Tensor | None) -> Steps:
+def gradient_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor, rows: Tensor) -> Steps:
     """Adam (Kingma and Ba 2015) on the fraction, each image on its own, with a penalty for ``constraint="change"``."""
+    scorer = search.scorer.of(rows)
     needed = scale = torch.zeros((), dtype=inputs.dtype, device=inputs.device)
     if search.constraint == "change":
-        end = score(search.model, inputs, target, search.size)
-        change = end - score(search.model, torch.zeros_like(inputs), target, search.size)
+        end = scorer.score(inputs)
+        change = end - scorer.score(torch.zeros_like(inputs))
         needed, scale = end - search.c * change, change.abs().clamp_min(0.05)
     variable = starts.clone()
     first, second = torch.zeros_like(variable), torch.zeros_like(variable)
@@ -71,13 +71,13 @@ def gradient_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor
         variable.requires_grad_()
         with torch.enable_grad():
             baselines = variable if search.decode is None else search.decode(variable)
-            average = _average(search, inputs, baselines, target, graph=not search.stop_gradient)
+            average = _average(scorer, search.n_steps, inputs, baselines, graph=not search.stop_gradient)
             values = average * (inputs - baselines)
             inside = torch.einsum("bdk,bd->bk", basis, values.flatten(1)).norm(dim=1)
             fraction = objective = _share(values, inside)
             violation = torch.zeros_like(fraction)
             if search.constraint == "change":
-                found, slope = score_and_gradient(search.model, baselines, target)
+                found, slope = scorer.score_and_gradient(baselines)
                 violation = (found - needed).clamp_min(0) / scale
                 # the score enters by its gradient, which is at hand
                 linear = (slope * baselines).flatten(1).sum(1) / scale
@@ -93,32 +93,29 @@ def gradient_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor
             variable = variable.clamp(*search.clamp)
 
 
-def is_piecewise_linear(
-    model: Model, inputs: Tensor, target: Tensor | None, clamp: tuple[float, float], size: int
-) -> bool:
+def is_piecewise_linear(scorer: Scorer, inputs: Tensor, clamp: tuple[float, float]) -> bool:
     """Whether the gradient has no derivative, as on ReLU networks: then h is locally constant.
 
     Tried at noise, the same whatever the inputs: an image may sit where the derivative happens to be zero.
     """
     low, high = clamp
     # two rows where there may be, since batch norm in train mode refuses one
-    shape = (min(2, size), *inputs.shape[1:])
+    shape = (min(2, scorer.size), *inputs.shape[1:])
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=inputs.dtype)
     points = (low + (high - low) * noise).to(inputs.device).requires_grad_()
-    first_class = None if target is None else torch.zeros_like(target[:1]).expand(len(noise))
     with torch.enable_grad():
-        slope = score_and_gradient(model, points, first_class, create_graph=True)[1]
+        rows = torch.zeros(len(points), dtype=torch.int64, device=inputs.device)
+        slope = scorer.gradient(points, rows, create_graph=True)
         if not slope.requires_grad:
             return True
         (second,) = torch.autograd.grad(slope.square().sum(), points, allow_unused=True)
     return second is None or not second.any()
 
 
-def _average(search: Search, inputs: Tensor, baselines: Tensor, target: Tensor | None, *, graph: bool) -> Tensor:
+def _average(scorer: Scorer, n_steps: int, inputs: Tensor, baselines: Tensor, *, graph: bool) -> Tensor:
     """h, by midpoint nodes; with a graph only where it is to be differentiated."""
-    nodes, weights = rule("midpoint", search.n_steps, inputs)
     path = straight_path(inputs, baselines if graph else baselines.detach())
-    return mean_gradient(search.model, path, target, nodes, weights, size=search.size, create_graph=graph)
+    return mean_gradient(scorer, path, *rule("midpoint", n_steps, inputs), create_graph=graph)
 
 
 def _share(values: Tensor, inside: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_batch, check_positive
-from ..core.scorer import Model
+from ..core.scorer import Model, Target
 from ..paths.integral import integrate
 from ..paths.path import Path
 
@@ -44,6 +44,12 @@ def blur_path(inputs: Tensor, *, sigma: float = 10.0) -> Path:
     """From the image after a Gaussian filter of width ``sigma`` (pixels) to the image, the width falling to 0.
 
     The width falls as (1 − t)², so that the last steps, in which the details appear, are the smallest ones.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.blur_path(torch.rand(2, 1, 8, 8), sigma=2.0).sample(4).shape
+    torch.Size([2, 5, 1, 8, 8])
     """
     check_batch(inputs)
     check_positive(sigma, "sigma")
@@ -54,9 +60,7 @@ def blur_path(inputs: Tensor, *, sigma: float = 10.0) -> Path:
     return Path(at, end=inputs)
 
 
-def blur_ig(
-    model: Model, inputs: Tensor, target: int | Tensor | None = None, *, sigma: float = 10.0, **options: Any
-) -> Tensor:
+def blur_ig(model: Model, inputs: Tensor, target: Target = None, *, sigma: float = 10.0, **options: Any) -> Tensor:
     """Blur Integrated Gradients (Xu et al. 2020): the line integral along the scales of the image itself.
 
     The sum is f(x) − f(x blurred by ``sigma``): nothing but the image is needed, and no baseline of one colour.
@@ -74,8 +78,21 @@ def blur_ig(
     -------
     Tensor
         (B, *shape) in score units.
+
+    Raises
+    ------
+    ValueError
+        For inputs that are no images, and a width that is not above 0.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> image = torch.zeros(1, 1, 5, 5)
+    >>> image[0, 0, 2, 2] = 1.0
+    >>> ml.blur_ig(lambda x: x[:, 0, 2, 2:3], image, 0, sigma=20.0, tolerance=1e-3).sum().round(decimals=2)  # 1 − 1/25
+    tensor(0.9600)
     """
-    return integrate(model, blur_path(inputs, sigma=sigma), target, **options)  # type: ignore[return-value]
+    return integrate(model, blur_path(inputs, sigma=sigma), target, name="blur_ig", **options)
 
 
 def _filter(side: int, sigma: Tensor) -> Tensor:

@@ -4,30 +4,48 @@ from __future__ import annotations
 
 import functools
 import warnings
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_choice, check_count, check_like, check_positive, warn_non_finite
-from ..core.passes import plan_passes
+from ..core.checks import check_batch, check_choice, check_count, check_like, check_positive
 from ..core.progress import progress_bar
-from ..core.scorer import Model, left_as_found, resolve_target, score_change, score_gradient
+from ..core.scorer import Model, Scorer, Target, scoring
 from ..geometry.curves import line_between
-from ..geometry.geodesics import Geodesic
-from ..paths.adaptive import adaptive_integral
-from ..paths.path import column, polyline
+from ..paths.integral import adaptive, integrate, path_method, with_delta
+from ..paths.path import Path, polyline
 from ..paths.quadrature import rule
 from ..paths.relax import curve_energy_and_gradient, floors, relax_curves, relax_potential, slope_turns, uneven
+from .published import length_weighted
 
+# What the integral along a relaxed path may miss, and how many passes a path has by default.
+_TOLERANCE, _MAX_ITER = 2e-3, {"curve": 100, "potential": 500}
 ENERGIES = ("curve", "potential")
-_MAX_ITER = {"curve": 100, "potential": 500}
-_TOLERANCE = 2e-3
 
 
+@dataclass(frozen=True)
+class EnergyPath(Path):
+    """Relaxed paths, polylines, one for each image.
+
+    points : (B, n_steps + 1, *shape).
+    energy, length : (B,), the latter Σ √(‖∇f‖² + ε) ‖Δγ‖ in score units.
+    iterations, converged : (B,) int64 and bool.
+    """
+
+    points: Tensor = field(kw_only=True)
+    energy: Tensor = field(kw_only=True)
+    length: Tensor = field(kw_only=True)
+    iterations: Tensor = field(kw_only=True)
+    converged: Tensor = field(kw_only=True)
+
+
+@path_method
 def energy_ig(
     model: Model,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     baselines: Tensor | float | None = None,
     n_steps: int = 50,
@@ -36,6 +54,7 @@ def energy_ig(
     sign: int = 1,
     max_iter: int | None = None,
     published: bool = False,
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
     return_convergence_delta: bool = False,
     progress: bool = False,
@@ -48,9 +67,8 @@ def energy_ig(
     Parameters
     ----------
     published : bool
-        The released sum for the record: (x − x') ⊙ Σ_s ‖γ_{s+1} − γ_s‖ ∇f(γ_s) over points that begin at n_steps + 1
-        Gauss–Legendre nodes, ends not among them, the last step counted twice. No line integral: for a linear score
-        it gives the length of the path times the right answer.
+        The released sum for the record, see :func:`manifold_lib.attribution.published.length_weighted`, over points
+        that begin at n_steps + 1 Gauss–Legendre nodes, ends not among them.
     return_convergence_delta : bool
         Also return Σ A − (f(x) − f(x')).
 
@@ -60,38 +78,35 @@ def energy_ig(
     -------
     Tensor, or (Tensor, Tensor)
         (B, *shape) in score units, and the deltas (B,). Paths that had not converged are counted in one warning.
+
+    Raises
+    ------
+    ValueError
+        As for :func:`energy_path`.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> model = lambda x: torch.tanh(x.sum(1, keepdim=True))
+    >>> ml.energy_ig(model, torch.tensor([[1.0, 1.0]]), 0, n_steps=4, max_iter=5).sum().round(decimals=2)
+    tensor(0.9600)
     """
-    baselines = _check(inputs, baselines, n_steps, energy, beta, sign, max_iter)
-    inputs = inputs.detach()
-    with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, n_steps, internal_batch_size, exact=True)
-        classes = resolve_target(model, inputs, target, size)
-        settings = {"energy": energy, "beta": beta, "sign": sign, "max_iter": max_iter, "progress": progress}
-        found = _relaxed(model, inputs, classes, baselines, n_steps, size, published=published, **settings)
-        if published:
-            attributions = (inputs - baselines) * _released_sum(model, found.points, classes, size)
-        else:
-            attributions, _ = adaptive_integral(
-                model,
-                polyline(found.points),
-                classes,
-                tolerance=_TOLERANCE,
-                n_edges=n_steps,
-                most=max(1024, 4 * n_steps),
-                size=size,
-            )
-        delta = None
-        if return_convergence_delta:
-            change = score_change(model, inputs, baselines, classes, size)
-            delta = attributions.flatten(1).sum(1) - change
-    warn_non_finite(attributions, "energy_ig")
-    return attributions if delta is None else (attributions, delta)
+    options: dict[str, Any] = {"energy": energy, "beta": beta, "sign": sign, "max_iter": max_iter, "progress": progress}
+    given: dict[str, Any] = {
+        "additional_forward_args": additional_forward_args,
+        "internal_batch_size": internal_batch_size,
+    }
+    with scoring(model, inputs, target, n_points=n_steps, **given) as scorer:
+        baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
+        path = _path(scorer, inputs, baselines=baselines, n_steps=n_steps, published=published, **options)
+        attributions = integrate(scorer, path, name="energy_ig")
+        return with_delta(scorer, attributions, inputs.detach(), baselines, return_convergence_delta)
 
 
 def energy_path(
-    model: Model,
+    model: Model | Scorer,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     baselines: Tensor | float | None = None,
     n_steps: int = 50,
@@ -99,16 +114,17 @@ def energy_path(
     beta: float = 0.1,
     sign: int = 1,
     max_iter: int | None = None,
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
     progress: bool = False,
-) -> Geodesic:
+) -> EnergyPath:
     """Paths from baselines to inputs that keep away from large gradients, relaxed from the straight line.
 
     Each image is on its own: no state is kept from one call or image to the next.
 
     Parameters
     ----------
-    model, inputs, target
+    model, inputs, target, additional_forward_args, internal_batch_size
         As for :func:`manifold_lib.gradient`. The score needs a second derivative: for a network of ReLU explain
         log-probabilities, or put softplus in its place.
     baselines : Tensor, float or None
@@ -130,7 +146,7 @@ def energy_path(
 
     Returns
     -------
-    Geodesic
+    EnergyPath
         ``points`` (B, n_steps + 1, *shape), ends exact; ``energy`` (B,); ``length`` (B,), Σ √(‖∇f‖² + ε) ‖Δγ‖ in score
         units; ``iterations`` and ``converged`` (B,).
 
@@ -139,23 +155,70 @@ def energy_path(
     ValueError
         For bad input, and for a score whose second derivative is zero on every path although its gradient changes. An
         image of which this is true beside others keeps its straight line and counts as not converged.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> model = lambda x: torch.tanh(x.sum(1, keepdim=True))
+    >>> ml.energy_path(model, torch.tensor([[1.0, 1.0]]), 0, n_steps=4, max_iter=5).points.shape
+    torch.Size([1, 5, 2])
     """
-    baselines = _check(inputs, baselines, n_steps, energy, beta, sign, max_iter)
+    options: dict[str, Any] = {"energy": energy, "beta": beta, "sign": sign, "max_iter": max_iter, "progress": progress}
+    given: dict[str, Any] = {
+        "additional_forward_args": additional_forward_args,
+        "internal_batch_size": internal_batch_size,
+    }
+    with scoring(model, inputs, target, n_points=n_steps, **given) as scorer:
+        return _path(scorer, inputs, baselines=baselines, n_steps=n_steps, published=False, **options)
+
+
+def _path(
+    scorer: Scorer,
+    inputs: Tensor,
+    *,
+    baselines: Tensor | float | None,
+    n_steps: int,
+    energy: str,
+    beta: float,
+    sign: int,
+    max_iter: int | None,
+    published: bool,
+    progress: bool,
+) -> EnergyPath:
+    """A relaxed path that brings its integral: from its own segments on, these are halved until it is complete.
+
+    A path that keeps away from a steep place crosses it in few, long segments.
+    """
+    given = _check(inputs, baselines, n_steps, energy, beta, sign, max_iter)
+    settings: dict[str, Any] = {
+        "energy": energy,
+        "beta": beta,
+        "sign": sign,
+        "max_iter": max_iter,
+        "progress": progress,
+    }
     inputs = inputs.detach()
-    with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, n_steps, internal_batch_size, exact=True)
-        classes = resolve_target(model, inputs, target, size)
-        settings = {"energy": energy, "beta": beta, "sign": sign, "max_iter": max_iter, "progress": progress}
-        return _relaxed(model, inputs, classes, baselines, n_steps, size, published=False, **settings)
+    found = _relaxed(scorer, inputs, given, n_steps, published=published, **settings)
+    names = ("points", "energy", "length", "iterations", "converged")
+    own: dict[str, Any] = dict(zip(names, found, strict=True))
+    line = polyline(found[0])
+
+    def integral(other: Scorer, method: str, create_graph: bool) -> Tensor | None:
+        if published:
+            return length_weighted(found[0], inputs - given, other)
+        if create_graph or method != "trapezoid":
+            return None
+        most = max(1024, 4 * n_steps)
+        return adaptive(other, line, _TOLERANCE, most=most, name="energy_ig")[0]
+
+    return EnergyPath(line.at, end=inputs, n_edges=n_steps, integral=integral, **own)
 
 
 def _relaxed(
-    model: Model,
+    scorer: Scorer,
     inputs: Tensor,
-    target: Tensor | None,
     baselines: Tensor,
     n_steps: int,
-    size: int,
     *,
     energy: str,
     beta: float,
@@ -163,17 +226,16 @@ def _relaxed(
     max_iter: int | None,
     published: bool,
     progress: bool,
-) -> Geodesic:
-    """Relaxed paths on arguments that were checked, some images at a time."""
+) -> tuple[Tensor, ...]:
+    """Points, energy, length, iterations and convergence, on arguments that were checked, some images at a time."""
     most = _MAX_ITER[energy] if max_iter is None else max_iter
     moves = most > 0 and (n_steps > 1 or published) and (energy == "curve" or beta > 0)
-    blocks = torch.arange(len(inputs), device=inputs.device).split(max(size // n_steps, 1))
-    slope = functools.partial(slope_turns, model, inputs.shape[1:], size, turn=moves)
+    blocks = torch.arange(len(inputs), device=inputs.device).split(max(scorer.size // n_steps, 1))
     lines = functools.partial(_first_lines, inputs.flatten(1), baselines.flatten(1), n_steps, published)
     epsilon = inputs.new_empty(len(inputs))
     bends, turns_up = torch.zeros(2, len(inputs), dtype=torch.bool, device=inputs.device)
     for rows in blocks:
-        squares, turns = slope(lines(rows), None if target is None else target[rows])
+        squares, turns = slope_turns(scorer, inputs.shape[1:], lines(rows), rows, turn=moves)
         epsilon[rows], bends[rows], turns_up[rows] = floors(squares), uneven(squares), turns.flatten(1).any(1)
     stuck = bends & ~turns_up
     if moves and stuck.any() and not turns_up.any():
@@ -184,25 +246,27 @@ def _relaxed(
     parts = []
     bar = iter(progress_bar(range(len(blocks) * most), show=progress, desc="energy_path"))
     for rows in blocks:
-        own, passes = None if target is None else target[rows], range(most if moves else 0)
+        passes = range(most if moves else 0)
+        slope = functools.partial(slope_turns, scorer.of(rows), inputs.shape[1:])
         counted = (step for step, _ in zip(passes, bar, strict=False))
         if energy == "curve":
-            found = relax_curves(slope, lines(rows), own, epsilon[rows], counted)
+            found = relax_curves(functools.partial(slope, turn=moves), lines(rows), epsilon[rows], counted)
         else:
-            options = {"beta": beta, "sign": sign, "free_ends": published}
-            found = relax_potential(slope, lines(rows), own, counted, **options)
+            options: dict[str, Any] = {"beta": beta, "sign": sign, "free_ends": published}
+            found = relax_potential(functools.partial(slope, turn=moves), lines(rows), counted, **options)
         first_order = functools.partial(slope, turn=False)
-        _, _, metric = curve_energy_and_gradient(first_order, found[0], own, epsilon[rows])
+        everything = torch.arange(len(rows), device=rows.device)
+        _, _, metric = curve_energy_and_gradient(first_order, found[0], everything, epsilon[rows])
         length = (metric.sqrt() * found[0].diff(dim=1).norm(dim=2)).sum(1)
         parts.append((found[0].unflatten(2, inputs.shape[1:]), found[1], length, *found[2:]))
-    result = Geodesic(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    points, reached, length, iterations, converged = (torch.cat(part) for part in zip(*parts, strict=True))
     if moves:
-        result = result._replace(converged=result.converged & ~stuck)
-    late = int((~result.converged & ~result.energy.isnan()).sum())  # NaN is counted elsewhere
+        converged = converged & ~stuck
+    late = int((~converged & ~reached.isnan()).sum())  # NaN is counted elsewhere
     if late and moves:
         message = f"energy_path: {late} of {len(inputs)} paths had not converged after {most} iterations"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
-    return result
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+    return points, reached, length, iterations, converged
 
 
 def _first_lines(inputs: Tensor, baselines: Tensor, n_steps: int, published: bool, rows: Tensor) -> Tensor:
@@ -211,18 +275,6 @@ def _first_lines(inputs: Tensor, baselines: Tensor, n_steps: int, published: boo
         return line_between(baselines[rows], inputs[rows], n_steps)
     nodes, _ = rule("gausslegendre", n_steps + 1, inputs)
     return baselines[rows, None] + nodes[:, None] * (inputs - baselines)[rows, None]
-
-
-def _released_sum(model: Model, points: Tensor, target: Tensor | None, size: int) -> Tensor:
-    """Σ_s ‖γ_{s+1} − γ_s‖ ∇f(γ_s), the last step counted twice: (B, T, *shape) -> (B, *shape)."""
-    steps = points.diff(dim=1).flatten(2).norm(dim=2)
-    steps = torch.cat([steps, steps[:, -1:]], 1).flatten()
-    flat, total = points.flatten(0, 1), torch.zeros_like(points[:, 0])
-    rows = torch.arange(len(flat), device=flat.device) // points.shape[1]
-    for chunk in torch.arange(len(flat), device=flat.device).split(size):
-        slopes = score_gradient(model, flat[chunk], None if target is None else target[rows[chunk]])
-        total.index_add_(0, rows[chunk], slopes * column(steps[chunk], slopes))
-    return total
 
 
 def _check(

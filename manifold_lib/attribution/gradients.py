@@ -1,32 +1,25 @@
-"""Attributions: one tensor (B, *shape) that says how much each input entry moves the score."""
+"""Gradients of the score: at the input, times the input, and averaged over noise or over baselines."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.checks import (
-    check_batch,
-    check_choice,
-    check_count,
-    check_generator,
-    check_like,
-    check_positive,
-    warn_non_finite,
-)
-from ..core.passes import plan_passes
-from ..core.scorer import Model, left_as_found, resolve_target, score, score_change, score_gradient
-from ..paths.adaptive import adaptive_integral
-from ..paths.integral import check_adaptive
-from ..paths.path import column, path_starts, straight_path
-from ..paths.quadrature import METHODS, empty_sum, mean_gradient, pairs, rule, summed_gradients
+from ..core.checks import check_batch, check_count, check_generator, check_like, check_positive, warn_non_finite
+from ..core.scorer import Model, Target, scoring
+from ..paths.integral import path_method
+from ..paths.path import column
+from ..paths.quadrature import empty_sum, pairs, summed_gradients
 
 
 def gradient(
     model: Model,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
     create_graph: bool = False,
 ) -> Tensor:
@@ -40,8 +33,11 @@ def gradient(
         (B, *shape).
     target : int, Tensor or None
         Class explained, for all or for each image (B,); None means the predicted class.
+    additional_forward_args : tuple, Tensor or other, optional
+        Other arguments of the model, as in Captum: a tensor or a tuple. Tensors whose first dimension is B follow
+        their image; everything else is passed on as it is.
     internal_batch_size : int, optional
-        Images per pass through the model.
+        Points per pass through the model. By default they are sized to the cache of a CPU or the memory of a GPU.
     create_graph : bool
         Keep the graph, to differentiate the attribution itself, as attacks on it do.
 
@@ -49,45 +45,51 @@ def gradient(
     -------
     Tensor
         (B, *shape), score units per input unit.
+
+    Raises
+    ------
+    ValueError
+        For bad input, naming the argument, what it got and what it wants.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.gradient(lambda x: (x**2).sum(1, keepdim=True), torch.tensor([[1.0, 2.0]]), 0)
+    tensor([[2., 4.]])
     """
-    check_batch(inputs)
-    with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, 1, internal_batch_size)
-        classes = resolve_target(model, inputs, target, size)
-        attributions = summed_gradients(
-            model,
-            lambda rows, _: inputs[rows],
-            inputs.new_ones(1),
-            inputs,
-            classes,
-            size=size,
-            create_graph=create_graph,
-        )
+    options: dict[str, Any] = {
+        "additional_forward_args": additional_forward_args,
+        "internal_batch_size": internal_batch_size,
+    }
+    with scoring(model, inputs, target, n_points=1, **options) as scorer:
+        ones, graph = inputs.new_ones(1), {"create_graph": create_graph}
+        attributions = summed_gradients(scorer, lambda rows, _: inputs[rows], ones, inputs, **graph)
     warn_non_finite(attributions, "gradient")
     return attributions
 
 
-def input_x_gradient(
-    model: Model,
-    inputs: Tensor,
-    target: int | Tensor | None = None,
-    *,
-    internal_batch_size: int | None = None,
-    create_graph: bool = False,
-) -> Tensor:
-    """x ⊙ ∂f/∂x (Shrikumar et al. 2016), in score units; arguments as for :func:`gradient`."""
-    slopes = gradient(model, inputs, target, internal_batch_size=internal_batch_size, create_graph=create_graph)
-    return (inputs if create_graph else inputs.detach()) * slopes
+def input_x_gradient(model: Model, inputs: Tensor, target: Target = None, **options: Any) -> Tensor:
+    """x ⊙ ∂f/∂x (Shrikumar et al. 2016): (B, *shape) in score units; arguments are those of :func:`gradient`.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.input_x_gradient(lambda x: (x**2).sum(1, keepdim=True), torch.tensor([[1.0, 2.0]]), 0)
+    tensor([[2., 8.]])
+    """
+    slopes = gradient(model, inputs, target, **options)
+    return (inputs if options.get("create_graph") else inputs.detach()) * slopes
 
 
 def smoothgrad(
     model: Model,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     n_samples: int = 25,
     stdevs: float = 0.02,
     generator: torch.Generator | None = None,
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
     create_graph: bool = False,
 ) -> Tensor:
@@ -98,6 +100,8 @@ def smoothgrad(
 
     Parameters
     ----------
+    model, inputs, target, additional_forward_args, internal_batch_size, create_graph
+        As for :func:`gradient`.
     n_samples : int
         Noisy copies; 25 in paper 1.
     stdevs : float
@@ -109,6 +113,18 @@ def smoothgrad(
     -------
     Tensor
         (B, *shape), score units per input unit.
+
+    Raises
+    ------
+    ValueError
+        For bad input, naming the argument, what it got and what it wants.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> model = lambda x: (x**2).sum(1, keepdim=True)
+    >>> ml.smoothgrad(model, torch.tensor([[1.0, 2.0]]), 0, stdevs=0.0)
+    tensor([[2.0000, 4.0000]])
     """
     check_batch(inputs)
     check_count(n_samples, "n_samples")
@@ -116,98 +132,29 @@ def smoothgrad(
     device = check_generator(generator, inputs.device)
     noise = torch.randn((n_samples, *inputs.shape[1:]), generator=generator, device=device, dtype=inputs.dtype)
     noise = stdevs * noise.to(inputs.device)
-    with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, n_samples, internal_batch_size)
-        classes = resolve_target(model, inputs, target, size)
+    options: dict[str, Any] = {
+        "additional_forward_args": additional_forward_args,
+        "internal_batch_size": internal_batch_size,
+    }
+    with scoring(model, inputs, target, n_points=n_samples, **options) as scorer:
+        weights = inputs.new_full((n_samples,), 1 / n_samples)
         attributions = summed_gradients(
-            model,
-            lambda rows, index: inputs[rows] + noise[index],
-            inputs.new_full((n_samples,), 1 / n_samples),
-            inputs,
-            classes,
-            size=size,
-            create_graph=create_graph,
+            scorer, lambda rows, index: inputs[rows] + noise[index], weights, inputs, create_graph=create_graph
         )
     warn_non_finite(attributions, "smoothgrad")
     return attributions
 
 
-def integrated_gradients(
-    model: Model,
-    inputs: Tensor,
-    target: int | Tensor | None = None,
-    *,
-    baselines: Tensor | float | None = None,
-    n_steps: int = 50,
-    method: str = "gausslegendre",
-    multiply_by_inputs: bool = True,
-    tolerance: float | None = None,
-    internal_batch_size: int | None = None,
-    return_convergence_delta: bool = False,
-    create_graph: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Integrated Gradients (Sundararajan et al. 2017): the integral along the straight line.
-
-    Parameters
-    ----------
-    baselines : Tensor, float or None
-        (B, *shape), (1, *shape), a number, or None for zeros. Give them in the units of ``inputs``:
-        after normalisation, zero is not black.
-    n_steps : int
-        Segments of the rule; for Gauss–Legendre, nodes.
-    method : str
-        Quadrature rule, see :func:`manifold_lib.integrate`.
-    multiply_by_inputs : bool
-        False leaves out the factor (x − x') and gives the path-averaged gradient, which paper 1 calls
-        IG on its digits. It does not sum to the change of the score.
-    tolerance : float, optional
-        As many steps as each image needs to be complete to this share of its change of score, instead of
-        ``n_steps`` and ``method``; see :func:`manifold_lib.integrate`.
-    return_convergence_delta : bool
-        Also return Σ IG − (f(x) − f(x')), where IG is taken with its factor.
-    create_graph : bool
-        Keep the graph, to differentiate the attribution itself.
-
-    Returns
-    -------
-    Tensor, or (Tensor, Tensor)
-        (B, *shape) in score units (per input unit without the factor), and the deltas (B,).
-    """
-    check_count(n_steps, "n_steps")
-    check_choice(method, "method", METHODS)
-    if tolerance is not None:
-        check_adaptive(tolerance, method, create_graph)
-    path = straight_path(inputs, 0.0 if baselines is None else baselines)
-    assert path.displacement is not None
-    with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, n_steps, internal_batch_size, exact=True)
-        classes = resolve_target(model, inputs, target, size)
-        if tolerance is None:
-            nodes, weights = rule(method, n_steps, inputs)
-            average = mean_gradient(model, path, classes, nodes, weights, size=size, create_graph=create_graph)
-        else:
-            average, _ = adaptive_integral(
-                model, path, classes, tolerance=tolerance, n_edges=1, most=None, size=size, average=True
-            )
-        products = average * (path.displacement if create_graph else path.displacement.detach())
-        delta = None
-        if return_convergence_delta:
-            delta = products.detach().flatten(1).sum(1) - score_change(
-                model, inputs, path_starts(path, size), classes, size
-            )
-    attributions = products if multiply_by_inputs else average
-    warn_non_finite(attributions, "integrated_gradients")
-    return attributions if delta is None else (attributions, delta)
-
-
+@path_method
 def expected_gradients(
     model: Model,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     references: Tensor,
     n_samples: int = 100,
     generator: torch.Generator | None = None,
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
     return_convergence_delta: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -217,6 +164,8 @@ def expected_gradients(
 
     Parameters
     ----------
+    model, inputs, target, additional_forward_args, internal_batch_size
+        As for :func:`gradient`.
     references : Tensor
         (N, *shape), the images that baselines are drawn from.
     n_samples : int
@@ -226,6 +175,18 @@ def expected_gradients(
     -------
     Tensor, or (Tensor, Tensor)
         (B, *shape) in score units, and Σ A − (f(x) − mean f(references drawn)) (B,), of order 1/√n_samples.
+
+    Raises
+    ------
+    ValueError
+        For bad input, naming the argument, what it got and what it wants.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> model = lambda x: x.sum(1, keepdim=True)
+    >>> ml.expected_gradients(model, torch.tensor([[1.0, 2.0]]), 0, references=torch.zeros(1, 2)).round(decimals=4)
+    tensor([[1., 2.]])
     """
     check_batch(inputs)
     check_batch(references, "references")
@@ -238,22 +199,22 @@ def expected_gradients(
     times = torch.rand(n_samples, generator=generator, device=device, dtype=inputs.dtype).to(inputs.device)
     inputs, references = inputs.detach(), references.detach()
     delta = None
-    with left_as_found(model, inputs):
+    options: dict[str, Any] = {
+        "additional_forward_args": additional_forward_args,
+        "internal_batch_size": internal_batch_size,
+    }
+    with scoring(model, inputs, target, n_points=n_samples, **options) as scorer:
         sums = empty_sum(inputs)
-        model, size = plan_passes(model, inputs, n_samples, internal_batch_size)
-        classes = resolve_target(model, inputs, target, size)
-        for rows, index in pairs(len(inputs), n_samples, size, inputs.device):
+        for rows, index in pairs(len(inputs), n_samples, scorer.size, inputs.device):
             starts = references[drawn[index]]
             displacement = inputs[rows] - starts
-            points = starts + column(times[index], inputs) * displacement
-            slopes = score_gradient(model, points, None if classes is None else classes[rows])
+            slopes = scorer.gradient(starts + column(times[index], inputs) * displacement, rows)
             sums.index_add_(0, rows, (slopes * displacement).to(sums.dtype) / n_samples)
         attributions = sums.to(inputs.dtype)
         if return_convergence_delta:
-            change = score(model, inputs, classes, size)
-            for rows, index in pairs(len(inputs), n_samples, size, inputs.device):
-                own = None if classes is None else classes[rows]
-                change.index_add_(0, rows, -score(model, references[drawn[index]], own, size) / n_samples)
+            change = scorer.score(inputs)
+            for rows, index in pairs(len(inputs), n_samples, scorer.size, inputs.device):
+                change.index_add_(0, rows, -scorer.score(references[drawn[index]], rows) / n_samples)
             delta = attributions.flatten(1).sum(1) - change
     warn_non_finite(attributions, "expected_gradients")
     return attributions if delta is None else (attributions, delta)

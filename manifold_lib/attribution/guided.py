@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_choice, check_count, check_like, check_share, warn_non_finite
-from ..core.passes import plan_passes
-from ..core.progress import progress_bar
-from ..core.scorer import Model, left_as_found, resolve_target, score_and_gradient, score_change
-from ..paths.greedy import Evaluate, Node, greedy_nodes, known_path, stacked, ticked
+from ..core.checks import check_batch, check_choice, check_count, check_like, check_share
+from ..core.scorer import Model, Scorer, Target, scoring
+from ..paths.greedy import Evaluate, greedy_nodes, streamed_path
+from ..paths.integral import integrate, path_method, with_delta
 from ..paths.path import Path, column
-from ..paths.quadrature import empty_sum
-from ..paths.segments import chord_sum, refined_sum
-
-# weights of the gradients at the two ends of a segment
-_RULES = {"trapezoid": (0.5, 0.5), "left": (1.0, 0.0), "right": (0.0, 1.0)}
+from ..paths.refine import Node
 
 
+@path_method
 def guided_ig(
     model: Model,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     baselines: Tensor | float | None = None,
     n_steps: int = 200,
@@ -31,6 +29,7 @@ def guided_ig(
     max_dist: float = 0.02,
     anchors: int = 0,
     method: str = "trapezoid",
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
     return_convergence_delta: bool = False,
     progress: bool = False,
@@ -39,7 +38,7 @@ def guided_ig(
 
     Parameters
     ----------
-    model, inputs, target
+    model, inputs, target, additional_forward_args
         As for :func:`manifold_lib.gradient`.
     baselines : Tensor, float or None
         (B, *shape), (1, *shape), a number, or None for zeros.
@@ -61,78 +60,112 @@ def guided_ig(
         1 to 2.3 · n_steps on the zoo's LeNet and 0.2 to 8 · n_steps on its deep networks, the path left free.
     internal_batch_size : int, optional
         Images (times pieces) per pass through the model.
+    return_convergence_delta : bool
+        Also return Σ A − (f(x) − f(x')).
+    progress : bool
+        Whether to show a bar.
 
     Returns
     -------
     Tensor, or (Tensor, Tensor)
-        (B, *shape) in score units, and Σ A − (f(x) − f(x')) (B,).
+        (B, *shape) in score units, and the deltas (B,).
+
+    Raises
+    ------
+    ValueError
+        For bad input, naming the argument, what it got and what it wants.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> model = lambda x: (x[:, :1] * x[:, 1:]).repeat(1, 2)
+    >>> ml.guided_ig(model, torch.tensor([[1.0, 2.0]]), 0, n_steps=20).sum()
+    tensor(2.)
     """
-    before, after = _RULES[check_choice(method, "method", tuple(_RULES))]
-    baselines = _check(inputs, baselines, n_steps, fraction, max_dist, anchors)
-    n_pieces = anchors + 1
-    n_steps = math.ceil(n_steps / n_pieces)
-    inputs, delta = inputs.detach(), None
-    with left_as_found(model, inputs):
-        sums = empty_sum(inputs)
-        model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
-        classes = resolve_target(model, inputs, target, size)
-        change = score_change(model, inputs, baselines, classes, size)
-        rows = torch.arange(len(inputs) * n_pieces, device=inputs.device).split(size)
-        bar = iter(progress_bar(range(len(rows) * (n_steps + 1)), show=progress, desc="guided_ig"))
-        for chunk in rows:
-            images = chunk // n_pieces
-            own = None if classes is None else classes[images]
-            starts, ends = _piece(inputs[images], baselines[images], chunk % n_pieces, n_pieces)
-            free = 1.0 if anchors else max_dist
-            evaluate = _evaluator(model, own)
-            nodes = ticked(greedy_nodes(evaluate, starts, ends, n_steps, fraction, free, last=after > 0), bar)
-            if method == "trapezoid":
-                found = refined_sum(nodes, evaluate, change[images].abs(), n_steps * n_pieces, size)
-            else:
-                found = chord_sum(nodes, before, after)
-            sums.index_add_(0, images, found)
-        next(bar, None)
-        attributions = sums.to(inputs.dtype)
-        if return_convergence_delta:
-            delta = attributions.flatten(1).sum(1) - change
-    warn_non_finite(attributions, "guided_ig")
-    return attributions if delta is None else (attributions, delta)
+    check_choice(method, "method", ("trapezoid", "left", "right"))
+    options: dict[str, Any] = {"n_steps": n_steps, "fraction": fraction, "max_dist": max_dist, "anchors": anchors}
+    given: dict[str, Any] = {
+        "additional_forward_args": additional_forward_args,
+        "internal_batch_size": internal_batch_size,
+    }
+    with scoring(model, inputs, target, n_points=n_steps, **given) as scorer:
+        baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
+        path = guided_path(scorer, inputs, baselines=baselines, progress=progress, **options)
+        attributions = integrate(scorer, path, method=method, name="guided_ig")
+        return with_delta(scorer, attributions, inputs.detach(), baselines, return_convergence_delta)
 
 
 def guided_path(
-    model: Model,
+    model: Model | Scorer,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     baselines: Tensor | float | None = None,
     n_steps: int = 200,
     fraction: float = 0.25,
     max_dist: float = 0.02,
+    anchors: int = 0,
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
+    progress: bool = False,
 ) -> Path:
-    """The path of :func:`guided_ig`, its points and gradients kept: (n_steps + 1) · B images in memory, twice.
+    """The path of :func:`guided_ig`, to look at or to integrate.
 
-    To look at, or to integrate by other rules; at the path's own nodes the gradients are there already.
+    Its nodes are found when they are needed. To look at them keeps (n_steps + 1) · B images in memory; the integral of
+    the score that guides the path keeps one node at a time.
+
+    Parameters
+    ----------
+    model, inputs, target, baselines, n_steps, fraction, max_dist, anchors, additional_forward_args
+        As for :func:`guided_ig`.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ValueError
+        For bad input, naming the argument, what it got and what it wants.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> model = lambda x: (x[:, :1] + 2 * x[:, 1:]).repeat(1, 2)  # the first entry has the smaller gradient
+    >>> ml.guided_path(model, torch.ones(1, 2), 0, n_steps=2, max_dist=1.0).sample(2)
+    tensor([[[0., 0.],
+             [1., 0.],
+             [1., 1.]]])
     """
-    baselines = _check(inputs, baselines, n_steps, fraction, max_dist, 0)
-    parts: list[tuple[Tensor, Tensor]] = []
-    inputs, explained = inputs.detach(), model
-    with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, n_steps, internal_batch_size)
-        classes = resolve_target(model, inputs, target, size)
-        for images in torch.arange(len(inputs), device=inputs.device).split(size):
-            own = None if classes is None else classes[images]
-            nodes = greedy_nodes(_evaluator(model, own), baselines[images], inputs[images], n_steps, fraction, max_dist)
-            parts.append(stacked(nodes))
-    points, gradients = (torch.cat(part) for part in zip(*parts, strict=True))
-    return known_path(points, gradients, classes, explained)
+    check_batch(inputs)
+    check_count(n_steps, "n_steps")
+    check_share(fraction, "fraction")
+    check_share(max_dist, "max_dist", zero=True)
+    n_pieces = check_count(anchors, "anchors", least=0) + 1
+    steps = math.ceil(n_steps / n_pieces)
+    starts = check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
+    given: dict[str, Any] = {
+        "additional_forward_args": additional_forward_args,
+        "internal_batch_size": internal_batch_size,
+    }
+    ends = inputs.detach()
+    with scoring(model, ends, target, n_points=n_steps, **given) as own:
+
+        def stream(scorer: Scorer, rows: Tensor, last: bool) -> tuple[Iterator[Node], Evaluate]:
+            piece = _piece(ends[rows // n_pieces], starts[rows // n_pieces], rows % n_pieces, n_pieces)
+            evaluate = _evaluator(scorer)
+            free = 1.0 if anchors else max_dist
+            return greedy_nodes(evaluate, *piece, steps, fraction, free, last=last), evaluate
+
+        settings: dict[str, Any] = {"n_steps": steps, "n_pieces": n_pieces, "size": own.size, "progress": progress}
+        return streamed_path(own, stream, (starts, ends), **settings, name="guided_ig")
 
 
-def _evaluator(model: Model, target: Tensor | None) -> Evaluate:
+def _evaluator(scorer: Scorer) -> Evaluate:
     """Pixels are their own coordinates, and the gradient is the guide."""
 
     def evaluate(points: Tensor, rows: Tensor, guide: bool) -> tuple[Node, Tensor | None]:
-        value, gradient = score_and_gradient(model, points, None if target is None else target[rows])
+        value, gradient = scorer.score_and_gradient(points, rows)
         return Node(points, points, gradient, value), gradient if guide else None
 
     return evaluate
@@ -146,14 +179,3 @@ def _piece(inputs: Tensor, baselines: Tensor, index: Tensor, n_pieces: int) -> t
     starts = baselines + column(index / n_pieces, inputs) * displacement
     ends = baselines + column((index + 1) / n_pieces, inputs) * displacement
     return starts, torch.where(column(index, inputs) == n_pieces - 1, inputs, ends)
-
-
-def _check(
-    inputs: Tensor, baselines: Tensor | float | None, n_steps: int, fraction: float, max_dist: float, anchors: int
-) -> Tensor:
-    check_batch(inputs)
-    check_count(n_steps, "n_steps")
-    check_share(fraction, "fraction")
-    check_share(max_dist, "max_dist", zero=True)
-    check_count(anchors, "anchors", least=0)
-    return check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()

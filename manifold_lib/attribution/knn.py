@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_choice, check_count, check_like, warn_non_finite
-from ..core.passes import plan_passes
-from ..core.scorer import Model, buffers_as_found, left_as_found, resolve_target, score_change
-from ..geometry.graph import Indices, nearest_nodes, neighbour_edges, shortest_paths, walk_back
-from ..paths.bridges import bridges
-from ..paths.edges import Edges, Graph, edge_integrals, refine
-from ..paths.quadrature import empty_sum
-from .latent import decoder_of, encode, modules_of
+from ..core.checks import check_batch, check_choice, check_count, check_like
+from ..core.modules import modules_of
+from ..core.scorer import LEAST_CHANGE, Model, Scorer, Target, scoring
+from ..paths.edges import Edges, Graph, edge_integrals, sum_along
+from ..paths.graph import Indices, nearest_nodes, neighbour_edges, shortest_paths, walk_back
+from ..paths.integral import integrate, path_method, with_delta
+from ..paths.path import Path, polyline
+from .latent import bridged, decoder_of, encode
 
 METRICS = ("conformal", "rank1", "euclidean")
+# Entries of the edges of some paths in memory at once, and what a sum may miss without a warning.
+_ENTRIES, _MISSED = 2**25, 1e-2
 
 
-class GraphPaths(NamedTuple):
-    """Shortest paths from the baselines to the inputs.
+@dataclass(frozen=True)
+class GraphPaths(Path):
+    """Shortest paths from the baselines to the inputs, polylines through vertices of a graph.
 
     points : (B, T, *shape), the vertices, ends included; a path with fewer of them stays at its end. In latents where
         the graph is in latents.
@@ -32,15 +35,16 @@ class GraphPaths(NamedTuple):
     n_hops : (B,) int64, edges.
     """
 
-    points: Tensor
-    length: Tensor
-    n_hops: Tensor
+    points: Tensor = field(kw_only=True)
+    length: Tensor = field(kw_only=True)
+    n_hops: Tensor = field(kw_only=True)
 
 
+@path_method
 def geodesic_ig(
     model: Model,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     nodes: Tensor,
     baselines: Tensor | float | None = None,
@@ -48,6 +52,7 @@ def geodesic_ig(
     metric: str = "conformal",
     n_nodes: int = 20,
     space: Any = None,
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
     return_convergence_delta: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -59,8 +64,9 @@ def geodesic_ig(
 
     Parameters
     ----------
-    model, inputs, target
-        As for :func:`manifold_lib.gradient`. Each class that is explained has edge costs of its own.
+    model, inputs, target, additional_forward_args
+        As for :func:`manifold_lib.gradient`. Each class that is explained has edge costs of its own, and so
+        have images whose other arguments differ.
     nodes : Tensor
         (N, *shape), what paths may lead through, such as a test set; copies count once. Their order does not matter.
     baselines : Tensor, float or None
@@ -73,11 +79,11 @@ def geodesic_ig(
         paper's edge weight (‖x_i − x_j‖ ∫ ‖∇f‖ dt) comes to; ``∫ |∇f · dγ|``, the metric ∇f ∇fᵀ of its text, by
         which all ways without a turn of f are equally short; or ``∫ ‖dγ‖``, "Enhanced IG (k-NN)".
     n_nodes : int
-        Gauss–Legendre nodes of each edge.
+        Gauss–Legendre nodes of each edge; an edge is cut in four where a path would miss the change of its score.
     space : object, optional
         With ``encode`` and ``decode``: the graph is drawn on latents, its edges are decoded straight lines between
-        these, and all gradients and lengths are those of the decoded images. Straight pixel lines of 16 nodes join
-        the raw baselines and inputs to their reconstructions.
+        these, and all gradients and lengths are those of the decoded images. Bridges as of
+        :func:`manifold_lib.enhanced_ig` join the raw baselines and inputs to their reconstructions.
     internal_batch_size : int, optional
         Points per pass through the model. Beside these the integral of each edge is kept, (edges, *shape).
     return_convergence_delta : bool
@@ -88,36 +94,38 @@ def geodesic_ig(
     Tensor, or (Tensor, Tensor)
         (B, *shape) in score units, and Σ A − (f(x) − f(x')) (B,). An input equal to its baseline gets zeros, one that
         is reached only through gradients that are not finite NaN, with a warning.
+
+    Raises
+    ------
+    ValueError
+        For bad input, and nodes that are not like the inputs.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> model = lambda x: (x**2).sum(1)
+    >>> ml.geodesic_ig(model, torch.tensor([[1.0, 2.0]]), nodes=torch.rand(5, 2), n_neighbors=2).sum().round()
+    tensor(5.)
     """
-    inputs, baselines = _check(inputs, nodes, baselines, n_neighbors, metric, n_nodes)
-    with left_as_found(model, inputs), buffers_as_found(modules_of(space)):
-        attributions = torch.zeros_like(inputs)
-        model, size = plan_passes(model, inputs, n_nodes * len(nodes), internal_batch_size, exact=True)
-        classes = resolve_target(model, inputs, target, size)
-        graph = _draw(inputs, nodes, baselines, n_neighbors, space, size)
-        n_missed = 0
-        for found in _searches(model, graph, classes, metric, n_nodes, size):
-            attributions[found.rows], missed = _along(model, graph, found, n_nodes, size)
-            n_missed += int(missed.sum())
-        if space is not None:
-            with torch.no_grad():
-                lines = graph.decoded_lines(size)
-            attributions += bridges(model, inputs, baselines, lines, classes, size)
-            attributions[(inputs == baselines).flatten(1).all(1)] = 0
-        delta = None
-        if return_convergence_delta:
-            delta = attributions.flatten(1).sum(1) - score_change(model, inputs, baselines, classes, size)
-    if n_missed:
-        message = f"geodesic_ig: {n_missed} of {len(inputs)} sums miss f(x) - f(x') by more than 1 %; take more n_nodes"
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-    warn_non_finite(attributions, "geodesic_ig")
-    return attributions if delta is None else (attributions, delta)
+    given: dict[str, Any] = {
+        "additional_forward_args": additional_forward_args,
+        "internal_batch_size": internal_batch_size,
+    }
+    check_batch(inputs)
+    check_batch(nodes, "nodes")
+    points = check_count(n_nodes, "n_nodes") * len(nodes)
+    with scoring(model, inputs, target, n_points=points, modules=modules_of(space), **given) as scorer:
+        baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
+        options: dict[str, Any] = {"n_neighbors": n_neighbors, "metric": metric, "n_nodes": n_nodes, "space": space}
+        path = geodesic_paths(scorer, inputs, nodes=nodes, baselines=baselines, **options)
+        attributions = integrate(scorer, path, name="geodesic_ig")
+        return with_delta(scorer, attributions, inputs.detach(), baselines, return_convergence_delta)
 
 
 def geodesic_paths(
-    model: Model,
+    model: Model | Scorer,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     nodes: Tensor,
     baselines: Tensor | float | None = None,
@@ -125,39 +133,23 @@ def geodesic_paths(
     metric: str = "conformal",
     n_nodes: int = 20,
     space: Any = None,
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
 ) -> GraphPaths:
-    """The paths of :func:`geodesic_ig`, to look at or to integrate along by other rules; arguments as there."""
-    inputs, baselines = _check(inputs, nodes, baselines, n_neighbors, metric, n_nodes)
-    with left_as_found(model, inputs), buffers_as_found(modules_of(space)):
-        model, size = plan_passes(model, inputs, n_nodes * len(nodes), internal_batch_size, exact=True)
-        classes = resolve_target(model, inputs, target, size)
-        graph = _draw(inputs, nodes, baselines, n_neighbors, space, size)
-        # what the edges hold is not kept
-        every = _searches(model, graph, classes, metric, n_nodes, size)
-        searches = [(found.rows, found.vertices, found.length) for found in every]
-    rows, parts, lengths = zip(*searches, strict=True)
-    order = np.argsort(np.concatenate(rows))
-    vertices = _stacked(list(parts))[order]
-    length = torch.cat(lengths)[torch.from_numpy(order).to(inputs.device)]
-    n_hops = torch.from_numpy((vertices[:, 1:] != vertices[:, :-1]).sum(1)).to(inputs.device)
-    return GraphPaths(graph.vertices[torch.from_numpy(vertices).to(inputs.device)], length.to(inputs.dtype), n_hops)
+    """The paths of :func:`geodesic_ig`, whose arguments these are, to look at or to integrate.
 
+    They bring the integrals of the edges that they use.
 
-class _Found(NamedTuple):
-    """The paths of one class: its rows of the inputs, their vertices (n, T) and lengths (n,), and what edges hold."""
-
-    label: Tensor | None
-    rows: Indices
-    vertices: Indices
-    length: Tensor
-    edges: Edges
-
-
-def _check(
-    inputs: Tensor, nodes: Tensor, baselines: Tensor | float | None, n_neighbors: int, metric: str, n_nodes: int
-) -> tuple[Tensor, Tensor]:
-    """Inputs and baselines without their graphs."""
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> nodes = torch.tensor([[0.0, 1.0], [5.0, 5.0]])
+    >>> paths = ml.geodesic_paths(lambda x: (x**2).sum(1), torch.tensor([[1.0, 1.0]]), nodes=nodes, n_neighbors=1)
+    >>> paths.points, paths.n_hops
+    (tensor([[[0., 0.],
+             [0., 1.],
+             [1., 1.]]]), tensor([2]))
+    """
     check_batch(inputs)
     baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines")
     check_batch(nodes, "nodes")
@@ -167,7 +159,44 @@ def _check(
     check_count(n_neighbors, "n_neighbors")
     check_choice(metric, "metric", METRICS)
     check_count(n_nodes, "n_nodes")
-    return inputs.detach(), baselines.detach()
+    inputs, baselines = inputs.detach(), baselines.detach()
+    given: dict[str, Any] = {
+        "additional_forward_args": additional_forward_args,
+        "internal_batch_size": internal_batch_size,
+    }
+    every = n_nodes * len(nodes)
+    with scoring(model, inputs, target, n_points=every, modules=modules_of(space), **given) as scorer:
+        graph = _draw(inputs, nodes, baselines, n_neighbors, space, scorer.size)
+        searches = [_search(scorer, graph, rows, metric, n_nodes) for rows in _groups(scorer)]
+        order = np.argsort(np.concatenate([found[0] for found in searches]))
+        vertices = _stacked([found[1] for found in searches])[order]
+        length = torch.cat([found[2] for found in searches])[torch.from_numpy(order).to(inputs.device)]
+        n_hops = torch.from_numpy((vertices[:, 1:] != vertices[:, :-1]).sum(1)).to(inputs.device)
+        points = graph.vertices[torch.from_numpy(vertices).to(inputs.device)]
+
+        def integral(other: Scorer, method: str, create_graph: bool) -> Tensor | None:
+            if create_graph or method != "trapezoid" or not other.explains(scorer):
+                return None
+            return _sums(other, graph, searches, n_nodes)
+
+        line = polyline(points)
+        own: dict[str, Any] = {"points": points, "length": length.to(inputs.dtype), "n_hops": n_hops}
+        if space is None:
+            return GraphPaths(line.at, end=inputs, n_edges=line.n_edges, integral=integral, **own)
+        with torch.no_grad():
+            decode = decoder_of(space, inputs)
+            start, end = (torch.cat([decode(part) for part in points[:, i].split(scorer.size)]) for i in (0, -1))
+        curve = Path(lambda rows, t: decode(line.at(rows, t)), end=end, n_edges=line.n_edges, integral=integral)
+        whole = bridged(curve, start, inputs, baselines)
+        return GraphPaths(whole.at, end=inputs, parts=whole.parts, **own)
+
+
+_Search = tuple[Indices, Indices, Tensor, Edges]
+
+
+def _groups(scorer: Scorer) -> list[Indices]:
+    """Rows of the images that share class and arguments, and so the costs of edges."""
+    return [rows.cpu().numpy() for rows in scorer.groups()]
 
 
 def _draw(inputs: Tensor, nodes: Tensor, baselines: Tensor, n_neighbors: int, space: Any, size: int) -> Graph:
@@ -200,26 +229,25 @@ def _draw(inputs: Tensor, nodes: Tensor, baselines: Tensor, n_neighbors: int, sp
     )
 
 
-def _searches(
-    model: Model, graph: Graph, target: Tensor | None, metric: str, n_nodes: int, size: int
-) -> Iterator[_Found]:
-    """For each class its costs, and a search for each distinct baseline."""
-    for label in [None] if target is None else target.unique():
-        rows = np.arange(len(graph.starts)) if label is None else (target == label).cpu().numpy().nonzero()[0]
-        used = np.arange(len(graph.vertices)) < graph.n_nodes
-        used[graph.starts[rows]] = used[graph.ends[rows]] = True
-        edges = graph.edges[used[graph.edges].all(1)]
-        edges = edges[np.lexsort(edges.T[::-1])]
-        known = edge_integrals(model, graph, edges, label, metric, n_nodes, size)
-        rows = rows[np.argsort(graph.starts[rows], kind="stable")]
-        sources, first = np.unique(graph.starts[rows], return_index=True)
-        vertices, lengths = [], []
-        for source, members in zip(sources, np.split(rows, first[1:]), strict=True):
-            distance, before = shortest_paths(len(graph.vertices), graph.n_nodes, edges, known.costs, int(source))
-            vertices.append(walk_back(before, graph.ends[members]))
-            lengths.append(distance[graph.ends[members]])
-        length = torch.from_numpy(np.concatenate(lengths)).to(graph.vertices.device)
-        yield _Found(label, rows, _stacked(vertices), length, known)
+def _search(scorer: Scorer, graph: Graph, rows: Indices, metric: str, n_nodes: int) -> _Search:
+    """The paths of one group: its rows, their vertices (n, T), lengths (n,), and what is known of the edges used.
+
+    There is a search for each distinct baseline.
+    """
+    used = np.arange(len(graph.vertices)) < graph.n_nodes
+    used[graph.starts[rows]] = used[graph.ends[rows]] = True
+    edges = graph.edges[used[graph.edges].all(1)]
+    edges = edges[np.lexsort(edges.T[::-1])]
+    known = edge_integrals(scorer, graph, edges, int(rows[0]), metric, n_nodes)
+    rows = rows[np.argsort(graph.starts[rows], kind="stable")]
+    sources, first = np.unique(graph.starts[rows], return_index=True)
+    costs, vertices, lengths = known.costs.cpu().numpy(), [], []
+    for source, members in zip(sources, np.split(rows, first[1:]), strict=True):
+        distance, before = shortest_paths(len(graph.vertices), graph.n_nodes, edges, costs, int(source))
+        vertices.append(walk_back(before, graph.ends[members]))
+        lengths.append(distance[graph.ends[members]])
+    length = torch.from_numpy(np.concatenate(lengths)).to(graph.vertices.device)
+    return rows, _stacked(vertices), length, known
 
 
 def _stacked(parts: list[Indices]) -> Indices:
@@ -228,26 +256,28 @@ def _stacked(parts: list[Indices]) -> Indices:
     return np.concatenate([np.pad(part, ((0, 0), (0, longest - part.shape[1])), mode="edge") for part in parts])
 
 
-def _along(model: Model, graph: Graph, found: _Found, n_nodes: int, size: int) -> tuple[Tensor, Tensor]:
-    """Sums of the integrals of the edges on each path, NaN where there is none, and which are off: (n, *shape) (n,)."""
-    here, there = found.vertices[:, :-1], found.vertices[:, 1:]
-    moves = here != there
-    total = empty_sum(graph.vertices.new_zeros(len(here), *graph.shape, dtype=graph.dtype))
-    missed = torch.zeros(len(here), dtype=torch.bool, device=total.device)
-    if moves.any():
-        here, there, n = here[moves], there[moves], len(graph.vertices)
-        edges = np.searchsorted(found.edges.ends @ [n, 1], np.minimum(here, there) * n + np.maximum(here, there))
-        used, place = np.unique(edges, return_inverse=True)
-        every = torch.from_numpy(used).to(total.device)
-        whole = found.edges
-        known = Edges(
-            *(whole.ends[used], whole.integrals[every], whole.costs[used], whole.change[every], whole.rounding[every])
-        )
-        # one row for each path: +1 where it goes along an edge i -> j, -1 where it comes back
-        at, signs = torch.from_numpy(np.stack([moves.nonzero()[0], place])), torch.from_numpy(np.sign(there - here))
-        paths = torch.sparse_coo_tensor(at, signs, (len(total), len(used)), check_invariants=False).to(total)
-        total = torch.sparse.mm(paths, known.integrals.to(total).flatten(1)).view_as(total)
-        each = (*at.to(total.device), signs.to(total.device))
-        missed = refine(model, graph, known, each, total, found.label, n_nodes, size)
-    total[torch.isinf(found.length)] = torch.nan
-    return total.to(graph.dtype), missed
+def _sums(scorer: Scorer, graph: Graph, searches: list[_Search], n_nodes: int) -> Tensor:
+    """The sums along all paths, NaN where there is none: (B, *shape). Those that miss their change are counted."""
+    total = graph.vertices.new_zeros(scorer.batch, *graph.shape, dtype=graph.dtype)
+    n_missed = 0
+    for rows, vertices, length, edges in searches:
+        here, there, n = vertices[:, :-1], vertices[:, 1:], len(graph.vertices)
+        keys = np.minimum(here, there) * n + np.maximum(here, there)
+        places = np.searchsorted(edges.ends.cpu().numpy() @ [n, 1], keys)
+        at_once = max(_ENTRIES // (here.shape[1] * graph.shape.numel()), 1)
+        for some in np.split(np.arange(len(rows)), np.arange(at_once, len(rows), at_once)):
+            moves = (here != there)[some]
+            paths = np.broadcast_to(np.arange(len(some))[:, None], moves.shape)
+            each = np.stack([paths[moves], places[some][moves], np.sign(there - here)[some][moves]])
+            along, edge, sign = torch.from_numpy(each).to(total.device)
+            sums = sum_along(scorer, graph, edges, (along, edge, sign), len(some), n_nodes)
+            ends = torch.from_numpy(vertices[some][:, [0, -1]]).to(total.device)
+            change = edges.scores[ends[:, 1]] - edges.scores[ends[:, 0]]
+            error = (sums.flatten(1).sum(1, dtype=torch.float64) - change).abs()
+            n_missed += int((error > _MISSED * change.abs().clamp_min(LEAST_CHANGE)).sum())
+            sums[torch.isinf(length[torch.from_numpy(some).to(length.device)])] = torch.nan
+            total[torch.from_numpy(rows[some]).to(total.device)] = sums.to(total.dtype)
+    if n_missed:
+        message = f"geodesic_ig: {n_missed} of {len(total)} sums miss f(x) - f(x') by more than 1 %; take more n_nodes"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return total

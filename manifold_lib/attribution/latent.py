@@ -5,37 +5,36 @@ A ``vae`` is any object with ``encode(x)``, the latent mean, and ``decode(z)``.
 
 from __future__ import annotations
 
-import functools
-import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_choice, check_count, check_like, warn_non_finite
-from ..core.passes import plan_passes
-from ..core.scorer import Model, buffers_as_found, left_as_found, resolve_target, score_change
+from ..core.checks import check_batch, check_choice, check_count, check_like
+from ..core.modules import buffers_as_found, check_mode, modules_of
+from ..core.passes import forward_points
+from ..core.scorer import Model, Target, scoring
 from ..geometry.curves import spline_path
 from ..geometry.geodesics import geodesic
-from ..geometry.tangent import check_mode
-from ..paths.bridges import bridges
-from ..paths.path import Path, straight_path
-from ..paths.quadrature import METHODS, line_integral, mean_gradient, rule
-
-_DEEP = 6  # objects within objects in which the parts of a VAE are looked for
+from ..paths.integral import integrate, path_method, with_delta
+from ..paths.path import Path, decoded_path, joined, line, path_starts, straight_path
+from ..paths.quadrature import METHODS
+from .published import chord_times_mean
 
 
+@path_method
 def enhanced_ig(
     model: Model,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     vae: Any,
     baselines: Tensor | float | None = None,
     n_steps: int = 50,
     bridge: bool = True,
     method: str = "trapezoid",
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
     return_convergence_delta: bool = False,
     create_graph: bool = False,
@@ -44,7 +43,7 @@ def enhanced_ig(
 
     Parameters
     ----------
-    model, inputs, target
+    model, inputs, target, additional_forward_args, internal_batch_size
         As for :func:`manifold_lib.gradient`.
     vae : object
         With ``encode`` and ``decode``.
@@ -53,36 +52,53 @@ def enhanced_ig(
     n_steps : int
         Segments of the decoded line.
     bridge : bool
-        Join the raw baseline and the raw input to the ends of the decoded line by straight lines of 16 segments
-        each, so that the sum is f(x) − f(x'). Without, it is the change between their reconstructions.
+        Join the raw baseline and the raw input to the ends of the decoded line by straight lines, so that the sum is
+        f(x) − f(x'): 16 Gauss–Legendre nodes each, more where these miss the change of the score. Without, it is the
+        change between their reconstructions.
     method : str
         Quadrature rule, see :func:`manifold_lib.integrate`.
+    return_convergence_delta : bool
+        Also return Σ A − (f(x) − f(x')).
     create_graph : bool
         Keep the graph, through encoder and decoder too, to differentiate the attribution itself.
 
     Returns
     -------
     Tensor, or (Tensor, Tensor)
-        (B, *shape) in score units, and Σ A − (f(x) − f(x')) (B,).
+        (B, *shape) in score units, and the deltas (B,).
+
+    Raises
+    ------
+    ValueError
+        For bad input, a VAE in train mode, and one whose images are not like the inputs.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> vae, model = ml.VAE(4).eval(), lambda x: x.flatten(1).sum(1)
+    >>> ml.enhanced_ig(model, torch.ones(1, 1, 32, 32), vae=vae, n_steps=4).shape
+    torch.Size([1, 1, 32, 32])
     """
     check_choice(method, "method", METHODS)
+    check_count(n_steps, "n_steps")
+    options: dict[str, Any] = {
+        "additional_forward_args": additional_forward_args,
+        "internal_batch_size": internal_batch_size,
+    }
+    with scoring(model, inputs, target, n_points=n_steps, modules=modules_of(vae), **options) as scorer:
+        baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines")
+        given: dict[str, Any] = {"internal_batch_size": scorer.size, "create_graph": create_graph}
+        path = enhanced_path(inputs, vae=vae, baselines=baselines, bridge=bridge, **given)
+        settings: dict[str, Any] = {"method": method, "n_steps": n_steps, "create_graph": create_graph}
+        attributions = integrate(scorer, path, **settings, name="enhanced_ig")
+        return with_delta(scorer, attributions, inputs, baselines, return_convergence_delta)
 
-    def line(start: Tensor, end: Tensor) -> Path:
-        return straight_path(end, start)
 
-    integral = functools.partial(line_integral, method=method, n_steps=check_count(n_steps, "n_steps"))
-    options = {"n_steps": n_steps, "bridge": bridge, "internal_batch_size": internal_batch_size}
-    options |= {"create_graph": create_graph, "with_delta": return_convergence_delta}
-    with left_as_found(model, check_batch(inputs)), buffers_as_found(modules_of(vae)):
-        found = _along(model, inputs, target, vae, baselines, line, integral, **options)
-        warn_non_finite(found[0], "enhanced_ig")
-        return found if return_convergence_delta else found[0]
-
-
+@path_method
 def manifold_ig(
     model: Model,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     vae: Any,
     baselines: Tensor | float | None = None,
@@ -90,6 +106,7 @@ def manifold_ig(
     max_iter: int = 60,
     bridge: bool = True,
     published: bool = False,
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
     return_convergence_delta: bool = False,
     create_graph: bool = False,
@@ -98,16 +115,14 @@ def manifold_ig(
 
     Parameters
     ----------
-    vae, baselines, bridge
+    model, inputs, target, vae, baselines, bridge, additional_forward_args, internal_batch_size
         As for :func:`enhanced_ig`.
     n_steps : int
         Segments of the geodesic, and of the trapezoid rule along it.
     max_iter : int
         Iterations of :func:`manifold_lib.geodesic`. With 0 the path is the straight line, and this is Enhanced IG.
     published : bool
-        The released sum for the record: (p_last − p_first) ⊙ mean ∇f(p_i) over the points at i / n_steps, of which
-        the last falls short of the input, and no bridges. On a curved path it is no line integral, and its sum does not
-        come closer to the change of the score with more steps.
+        The released sum for the record, see :func:`manifold_lib.attribution.published.chord_times_mean`.
     create_graph : bool
         Keep the graph. The geodesic is solved at the inputs as they are, and then moves with its ends, its bend kept.
 
@@ -115,6 +130,78 @@ def manifold_ig(
     -------
     Tensor, or (Tensor, Tensor)
         (B, *shape) in score units, and Σ A − (f(x) − f(x')) (B,).
+
+    Raises
+    ------
+    ValueError
+        For bad input, a VAE in train mode, and one whose images are not like the inputs.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> vae, model = ml.VAE(4).eval(), lambda x: x.flatten(1).sum(1)
+    >>> ml.manifold_ig(model, torch.ones(1, 1, 32, 32), vae=vae, n_steps=4, max_iter=0).shape
+    torch.Size([1, 1, 32, 32])
+    """
+    check_count(n_steps, "n_steps")
+    options: dict[str, Any] = {
+        "additional_forward_args": additional_forward_args,
+        "internal_batch_size": internal_batch_size,
+    }
+    with scoring(model, inputs, target, n_points=n_steps, modules=modules_of(vae), **options) as scorer:
+        baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines")
+        given: dict[str, Any] = {
+            "internal_batch_size": scorer.size,
+            "create_graph": create_graph,
+            "bridge": bridge and not published,
+        }
+        path = manifold_path(inputs, vae=vae, baselines=baselines, n_steps=n_steps, max_iter=max_iter, **given)
+        if published:
+            path = chord_times_mean(path, n_steps)
+        settings: dict[str, Any] = {"create_graph": create_graph, "n_steps": None if published else n_steps}
+        attributions = integrate(scorer, path, **settings, name="manifold_ig")
+        return with_delta(scorer, attributions, inputs, baselines, return_convergence_delta)
+
+
+def enhanced_path(
+    inputs: Tensor,
+    *,
+    vae: Any,
+    baselines: Tensor | float | None = None,
+    bridge: bool = True,
+    internal_batch_size: int | None = None,
+    create_graph: bool = False,
+) -> Path:
+    """The path of :func:`enhanced_ig`, whose arguments these are; each bridge takes a hundredth of [0, 1].
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.enhanced_path(torch.ones(1, 1, 32, 32), vae=ml.VAE(4).eval()).sample(2).shape
+    torch.Size([1, 3, 1, 32, 32])
+    """
+    given: dict[str, Any] = {"internal_batch_size": internal_batch_size, "create_graph": create_graph, "bridge": bridge}
+    return _path(inputs, vae, baselines, lambda start, end: straight_path(end, start), **given)
+
+
+def manifold_path(
+    inputs: Tensor,
+    *,
+    vae: Any,
+    baselines: Tensor | float | None = None,
+    n_steps: int = 20,
+    max_iter: int = 60,
+    bridge: bool = True,
+    internal_batch_size: int | None = None,
+    create_graph: bool = False,
+) -> Path:
+    """The path of :func:`manifold_ig`, whose arguments these are; each bridge takes a hundredth of [0, 1].
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.manifold_path(torch.ones(1, 1, 32, 32), vae=ml.VAE(4).eval(), n_steps=2, max_iter=3).sample(2).shape
+    torch.Size([1, 3, 1, 32, 32])
     """
     check_count(n_steps, "n_steps")
     check_count(max_iter, "max_iter", least=0)
@@ -122,68 +209,50 @@ def manifold_ig(
     def curve(start: Tensor, end: Tensor) -> Path:
         if not max_iter:
             return straight_path(end, start)
-        options = {"max_iter": max_iter, "internal_batch_size": internal_batch_size}
+        options: dict[str, Any] = {"max_iter": max_iter, "internal_batch_size": internal_batch_size}
         points = geodesic(vae.decode, start, end, n_steps=n_steps, **options).points
         if create_graph:
             t = torch.linspace(0, 1, n_steps + 1).to(points).view(1, -1, *(1,) * (start.ndim - 1))
             points = points + t * (end - end.detach())[:, None] + (1 - t) * (start - start.detach())[:, None]
         return spline_path(points)
 
-    integral = functools.partial(line_integral, method="trapezoid", n_steps=n_steps)
-    if published:
-        integral, bridge = functools.partial(_chord_times_mean, n_steps=n_steps), False
-    options = {"n_steps": n_steps, "bridge": bridge, "internal_batch_size": internal_batch_size}
-    options |= {"create_graph": create_graph, "with_delta": return_convergence_delta}
-    with left_as_found(model, check_batch(inputs)), buffers_as_found(modules_of(vae)):
-        found = _along(model, inputs, target, vae, baselines, curve, integral, **options)
-        warn_non_finite(found[0], "manifold_ig")
-        return found if return_convergence_delta else found[0]
+    given: dict[str, Any] = {"internal_batch_size": internal_batch_size, "create_graph": create_graph, "bridge": bridge}
+    return _path(inputs, vae, baselines, curve, **given)
 
 
-def _along(
-    model: Model,
+def _path(
     inputs: Tensor,
-    target: int | Tensor | None,
     vae: Any,
     baselines: Tensor | float | None,
     build: Callable[[Tensor, Tensor], Path],
-    integral: Callable[..., Tensor],
     *,
-    n_steps: int,
     bridge: bool,
     internal_batch_size: int | None,
     create_graph: bool,
-    with_delta: bool,
-) -> tuple[Tensor, Tensor]:
-    """Attributions, and deltas if wanted, along the decoded path that ``build`` makes of both ends' latents."""
+) -> Path:
+    """The decoded path that ``build`` makes of both ends' latents, with its bridges."""
+    check_batch(inputs)
     baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines")
     if not create_graph:
         inputs, baselines = inputs.detach(), baselines.detach()
-    model, size = plan_passes(model, inputs, n_steps, internal_batch_size, exact=True)
-    classes = resolve_target(model, inputs, target, size)
-    with torch.set_grad_enabled(create_graph):
-        start, end = encode(vae, baselines, size), encode(vae, inputs, size)
+    size = forward_points(inputs, 1) if internal_batch_size is None else internal_batch_size
+    check_count(size, "internal_batch_size")
+    found = buffers_as_found(modules_of(vae))
+    with found, torch.inference_mode(False), torch.set_grad_enabled(create_graph):
+        end, start = encode(vae, inputs, size), encode(vae, baselines, size)
         curve = decoded_path(decoder_of(vae, inputs), build(start, end), size)
-    attributions = integral(model, curve, classes, size=size, create_graph=create_graph)
-    if bridge:
-        attributions = attributions + bridges(model, inputs, baselines, curve, classes, size, create_graph)
-    delta = attributions.detach().flatten(1).sum(1)
-    return attributions, delta - score_change(model, inputs, baselines, classes, size) if with_delta else delta
+        if not bridge:
+            return curve
+        return bridged(curve, path_starts(curve, size, create_graph=create_graph), inputs, baselines)
 
 
-def _chord_times_mean(
-    model: Model, path: Path, target: Tensor | None, *, n_steps: int, size: int, create_graph: bool
-) -> Tensor:
-    """(p_last − p_first) ⊙ mean ∇f(p_i), the points at i / n_steps for i < n_steps."""
-    assert path.end is not None
-    nodes, weights = rule("left", n_steps, path.end)
-    average = mean_gradient(model, path, target, nodes, weights, size=size, create_graph=create_graph)
-    rows = torch.arange(len(path.end), device=path.end.device)
-    with torch.set_grad_enabled(create_graph):
-        first, last = (
-            torch.cat([path.at(part, node.expand(len(part))) for part in rows.split(size)]) for node in nodes[[0, -1]]
-        )
-        return (last - first) * average
+def bridged(curve: Path, start: Tensor, inputs: Tensor, baselines: Tensor, weight: float = 98.0) -> Path:
+    """A curve from ``start``, joined to the raw baseline and the raw input by straight lines.
+
+    The curve takes ``weight`` times as much of [0, 1] as each of them.
+    """
+    assert curve.end is not None
+    return joined((line(baselines, start), curve, line(curve.end, inputs)), (1.0, weight, 1.0))
 
 
 def encode(vae: Any, inputs: Tensor, size: int) -> Tensor:
@@ -193,6 +262,9 @@ def encode(vae: Any, inputs: Tensor, size: int) -> Tensor:
             raise ValueError(f"vae: got {type(vae).__name__} without {part}, wants an object with encode and decode")
     for part in modules_of(vae):
         check_mode(part, "vae")
+    if inputs.stride(0) == 0 and len(inputs) > 1:  # one baseline for all, encoded once
+        latents = encode(vae, inputs[:1], size)
+        return latents.expand(len(inputs), *latents.shape[1:])
     parts = []
     for chunk in inputs.split(size):
         parts.append(vae.encode(chunk.clone()))  # a copy, since an encoder may begin with an in-place layer
@@ -205,51 +277,17 @@ def encode(vae: Any, inputs: Tensor, size: int) -> Tensor:
     return check_batch(torch.cat(parts), "vae.encode(inputs)")
 
 
-def modules_of(vae: Any) -> list[torch.nn.Module]:
-    """The modules that a VAE is, that its ``encode`` and ``decode`` belong to, or that it holds a few objects deep."""
-    found: list[torch.nn.Module] = []
-    level, seen = [vae, getattr(vae, "encode", None), getattr(vae, "decode", None)], set()
-    for _ in range(_DEEP):
-        inside: list[Any] = []
-        for part in level:
-            if id(part) in seen or isinstance(part, (types.ModuleType, Tensor)):
-                continue
-            seen.add(id(part))
-            if isinstance(part, torch.nn.Module):
-                found.append(part)
-            elif isinstance(part, dict):
-                inside += part.values()
-            elif isinstance(part, (list, tuple)):
-                inside += part
-            elif isinstance(part, functools.partial):
-                inside += [part.func, *part.args, *part.keywords.values()]
-            else:
-                inside += [getattr(part, "__self__", None), *getattr(part, "__dict__", {}).values()]
-        level = inside
-    return found
-
-
 def decoder_of(vae: Any, inputs: Tensor) -> Callable[[Tensor], Tensor]:
     """``vae.decode``, refused where it gives anything but images like the inputs."""
     check_mode(vae.decode)
+    shape, dtype = inputs.shape[1:], inputs.dtype
 
     def decode(latents: Tensor) -> Tensor:
         images = vae.decode(latents)
-        wants = ((len(latents), *inputs.shape[1:]), inputs.dtype)
+        wants = ((len(latents), *shape), dtype)
         got = (tuple(images.shape), images.dtype) if isinstance(images, Tensor) else type(images).__name__
         if got != wants:
             raise ValueError(f"vae: decode gave {got}, wants {wants} like inputs")
         return images
 
     return decode
-
-
-def decoded_path(decode: Callable[[Tensor], Tensor], latent_path: Path, size: int) -> Path:
-    """The image of a path through the latents: a path through inputs."""
-
-    def at(rows: Tensor, t: Tensor) -> Tensor:
-        return decode(latent_path.at(rows, t))
-
-    assert latent_path.end is not None
-    end = torch.cat([decode(chunk.clone()) for chunk in latent_path.end.split(size)])
-    return Path(at, end=end)

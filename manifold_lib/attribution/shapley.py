@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.checks import check_batch, check_like, warn_non_finite
-from ..core.passes import plan_passes
-from ..core.scorer import Model, left_as_found, resolve_target, score
-
-_MOST_ENTRIES = 16
+from ..core.scorer import Model, Target, scoring
+from ..paths.quadrature import pairs
 
 
 def shapley_values(
     model: Model,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     baselines: Tensor | float | None = None,
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
 ) -> Tensor:
     """What Kernel SHAP (Lundberg and Lee 2017) estimates, by all 2^D subsets of the entries.
@@ -36,24 +36,35 @@ def shapley_values(
     -------
     Tensor
         (B, *shape) in score units; sums to f(x) − f(x').
+
+    Raises
+    ------
+    ValueError
+        For bad input, and for more than 16 entries.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.shapley_values(lambda x: x[:, :1] * x[:, 1:], torch.tensor([[1.0, 4.0]]), 0)
+    tensor([[2., 2.]])
     """
     check_batch(inputs)
     n_entries = inputs[0].numel()
-    if n_entries > _MOST_ENTRIES:
-        raise ValueError(f"inputs: got {n_entries} entries each, wants at most {_MOST_ENTRIES} for all subsets of them")
+    if n_entries > 16:
+        raise ValueError(f"inputs: got {n_entries} entries each, wants at most 16 for all subsets of them")
     inputs = inputs.detach()
     baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
     subsets = torch.arange(2**n_entries, device=inputs.device)
     members = (subsets[:, None] >> torch.arange(n_entries, device=inputs.device)) & 1 == 1
-    with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, len(subsets), internal_batch_size, backward=False)
-        classes = resolve_target(model, inputs, target, size)
+    options: dict[str, Any] = {
+        "additional_forward_args": additional_forward_args,
+        "internal_batch_size": internal_batch_size,
+    }
+    with scoring(model, inputs, target, n_points=0, **options) as scorer:
         values = []
-        for pair in torch.arange(len(inputs) * len(subsets), device=inputs.device).split(size):
-            rows, subset = pair // len(subsets), pair % len(subsets)
+        for rows, subset in pairs(len(inputs), len(subsets), scorer.forward, inputs.device):
             kept = members[subset].view(-1, *inputs.shape[1:])
-            points = torch.where(kept, inputs[rows], baselines[rows])
-            values.append(score(model, points, None if classes is None else classes[rows], size))
+            values.append(scorer.score(torch.where(kept, inputs[rows], baselines[rows]), rows))
     # the share of each subset in φ_i: with i in it as the larger of its pair, without i as the smaller
     n_members = members.sum(1).tolist()
     ways = [math.factorial(k) * math.factorial(n_entries - 1 - k) / math.factorial(n_entries) for k in range(n_entries)]

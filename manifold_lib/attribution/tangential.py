@@ -23,19 +23,18 @@ from ..core.checks import (
     check_share,
     warn_non_finite,
 )
-from ..core.passes import plan_passes
+from ..core.modules import modules_of
 from ..core.progress import progress_bar
-from ..core.scorer import Model, left_as_found, resolve_target, score_change
+from ..core.scorer import Model, Scorer, Target, scoring
 from ..geometry.tangent import flat_like, tangent_fraction
+from ..paths.integral import integrate, path_method, with_delta
 from ..paths.path import straight_path
-from ..paths.quadrature import line_integral
 from . import baselines as starting_points
 from .alignment import Search, Steps, gradient_steps, is_piecewise_linear, projection_steps
 from .latent import decoder_of, encode
 
 _GOAL = 0.99
 _PATIENCE, _GAIN, _SLACK = 50, 1e-4, 1e-6
-_FINE_STEPS = 64
 
 
 class TangentialBaseline(NamedTuple):
@@ -54,9 +53,9 @@ class TangentialBaseline(NamedTuple):
 
 
 def tangential_baseline(
-    model: Model,
+    model: Model | Scorer,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     basis: Tensor,
     constraint: str = "none",
@@ -70,6 +69,7 @@ def tangential_baseline(
     stop_gradient: bool | None = None,
     clamp: tuple[float, float] = (0.0, 1.0),
     generator: torch.Generator | None = None,
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
     progress: bool = False,
 ) -> TangentialBaseline:
@@ -85,7 +85,7 @@ def tangential_baseline(
         ``"box"`` keeps the baseline within ``clamp``; ``"change"`` keeps the explained change,
         f(x) − f(a) ≥ c · (f(x) − f(0)), by a penalty; ``"manifold"`` searches a = dec(z) with ``vae``.
     solver : {"projection", "gradient"}, optional
-        A fixed point of damped projections (:func:`manifold_lib.attribution.alignment.projection_steps`), or Adam on the
+        A fixed point of damped projections (:mod:`manifold_lib.attribution.alignment`), or Adam on the
         fraction. By default the projections, which get closer to 1 in fewer steps; they know no other constraint than
         the box, so for ``"change"`` and ``"manifold"`` it is Adam.
     n_starts : int
@@ -133,36 +133,40 @@ def tangential_baseline(
     if (constraint == "manifold") == (vae is None):
         raise ValueError(f"vae: got {vae!r} with constraint={constraint!r}, wants one for 'manifold' only")
     inputs = inputs.detach()
-    with left_as_found(model, inputs):
-        model, size = plan_passes(model, inputs, n_steps * max_iter, internal_batch_size)
-        classes = resolve_target(model, inputs, target, size)
+    given: dict[str, Any] = {
+        "additional_forward_args": additional_forward_args,
+        "internal_batch_size": internal_batch_size,
+    }
+    modules = [] if vae is None else modules_of(vae)
+    with scoring(model, inputs, target, n_points=n_steps * max_iter, modules=modules, **given) as scorer:
         if stop_gradient is None:
-            stop_gradient = is_piecewise_linear(model, inputs, classes, clamp, size)
-        starts = _starts(inputs, n_starts, clamp, vae, size, generator)
+            stop_gradient = is_piecewise_linear(scorer, inputs, clamp)
+        starts = _starts(inputs, n_starts, clamp, vae, scorer.size, generator)
         starts = starts.clamp(*clamp) if constraint == "box" else starts
         decode = decoder_of(vae, inputs) if constraint == "manifold" else None
-        search = Search(model, decode, constraint, c, clamp, n_steps, size, learning_rate, stop_gradient)
+        search = Search(scorer, decode, constraint, c, clamp, n_steps, learning_rate, stop_gradient)
         steps = projection_steps if solver == "projection" else gradient_steps
-        rows = torch.arange(len(inputs) * n_starts, device=inputs.device).split(max(size // n_steps, 1))
+        rows = torch.arange(len(inputs) * n_starts, device=inputs.device).split(max(scorer.size // n_steps, 1))
         found = []
         for part in progress_bar(rows, show=progress, desc="tangential_baseline"):
             image = part // n_starts
-            own = None if classes is None else classes[image]
-            walk = steps(search, inputs[image], starts[image, part % n_starts], basis[image], own)
+            walk = steps(search, inputs[image], starts[image, part % n_starts], basis[image], image)
             found.append(_follow(walk, max_iter))
         points, history, converged, feasible = (torch.cat(part) for part in zip(*found, strict=True))
-        result = _best(model, inputs, classes, basis, points, history, converged, feasible, n_starts, size)
+        result = _best(scorer, inputs, basis, points, history, converged, feasible, n_starts)
     warn_non_finite(result.tangent_fraction[:, None], "tangential_baseline")
     return result
 
 
+@path_method
 def tangential_ig(
     model: Model,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     basis: Tensor,
     n_ig_steps: int = 50,
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
     return_convergence_delta: bool = False,
     **search: Any,
@@ -182,25 +186,16 @@ def tangential_ig(
         (B, *shape) in score units, and Σ A − (f(x) − f(a)) (B,).
     """
     check_count(n_ig_steps, "n_ig_steps")
-    found = tangential_baseline(model, inputs, target, basis=basis, internal_batch_size=internal_batch_size, **search)
-    inputs, delta = inputs.detach(), None
-    with left_as_found(model, inputs, warn=False):
-        model, size = plan_passes(model, inputs, n_ig_steps, internal_batch_size, exact=True)
-        classes = resolve_target(model, inputs, target, size)
-        attributions = _integral(model, inputs, found.baselines, classes, n_ig_steps, size)
-        if return_convergence_delta:
-            change = score_change(model, inputs, found.baselines, classes, size)
-            delta = attributions.flatten(1).sum(1) - change
-    warn_non_finite(attributions, "tangential_ig")
-    return attributions if delta is None else (attributions, delta)
-
-
-def _integral(
-    model: Model, inputs: Tensor, baselines: Tensor, target: Tensor | None, n_steps: int, size: int
-) -> Tensor:
-    """Integrated Gradients by Gauss–Legendre nodes."""
-    options = {"method": "gausslegendre", "n_steps": n_steps, "size": size, "create_graph": False}
-    return line_integral(model, straight_path(inputs, baselines), target, **options)
+    options: dict[str, Any] = {
+        "additional_forward_args": additional_forward_args,
+        "internal_batch_size": internal_batch_size,
+    }
+    with scoring(model, inputs, target, n_points=n_ig_steps, **options) as scorer:
+        found = tangential_baseline(scorer, inputs, basis=basis, **search)
+        inputs = inputs.detach()
+        path = straight_path(inputs, found.baselines)
+        attributions = integrate(scorer, path, method="gausslegendre", n_steps=n_ig_steps, name="tangential_ig")
+        return with_delta(scorer, attributions, inputs, found.baselines, return_convergence_delta)
 
 
 def _follow(steps: Steps, max_iter: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -250,21 +245,19 @@ def _starts(
 
 
 def _best(
-    model: Model,
+    scorer: Scorer,
     inputs: Tensor,
-    target: Tensor | None,
     basis: Tensor,
     points: Tensor,
     history: Tensor,
     converged: Tensor,
     feasible: Tensor,
     n_starts: int,
-    size: int,
 ) -> TangentialBaseline:
     """The start of each image that ended most aligned, among those that keep the constraint where any does."""
     images = torch.arange(len(inputs), device=inputs.device).repeat_interleave(n_starts)
-    own = None if target is None else target[images]
-    maps = _integral(model, inputs[images], points, own, _FINE_STEPS, size)
+    path = straight_path(inputs[images], points)
+    maps = integrate(scorer.of(images), path, method="gausslegendre", n_steps=64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a start at the input itself explains nothing
         fraction = tangent_fraction(maps, basis[images])

@@ -30,7 +30,9 @@ def check_batch(value: Tensor, name: str = "inputs", *, min_dim: int = 2) -> Ten
 def check_like(value: Tensor | float, reference: Tensor, name: str, reference_name: str = "inputs") -> Tensor:
     """A tensor of the reference's shape; a number or a batch of one is expanded to it."""
     shape = tuple(reference.shape)
-    if isinstance(value, Real) and not isinstance(value, Tensor):
+    if not isinstance(value, Tensor):
+        if not isinstance(value, Real):
+            raise ValueError(f"{name}: got {type(value).__name__}, wants a number or a tensor {shape}")
         value = torch.full((1,) * reference.ndim, float(value), dtype=reference.dtype, device=reference.device)
         value = value.expand_as(reference)
     check_batch(value, name, min_dim=1)

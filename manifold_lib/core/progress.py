@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .scorer import module_of
+from .modules import module_of
 
 
 def progress_bar(iterable: Iterable, *, show: bool, **options: Any) -> Iterable:

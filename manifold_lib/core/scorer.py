@@ -1,8 +1,4 @@
-"""The user's model: its scores and their gradient.
-
-Nothing here converts, moves or keeps anything of the model; buffers that a forward pass changes, as batch norm does
-in train mode, are put back.
-"""
+"""The score that is explained: one object calls the user's model, and knows which image each point belongs to."""
 
 from __future__ import annotations
 
@@ -10,115 +6,210 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Model = Callable[[Tensor], Tensor]
+from .checks import check_batch
+from .modules import buffers_as_found, module_of, train_mode_layers
+from .passes import forward_points, plan_passes
 
-# a change of the score that is smaller is taken for this one where errors are given as a share of it
+Model = Callable[..., Tensor]
+Target = int | Tensor | None
+
+# Errors are given as a share of the change of the score; a smaller change than this counts as this.
 LEAST_CHANGE = 0.05
 
 
-@contextlib.contextmanager
-def left_as_found(model: Model, inputs: Tensor, *, warn: bool = True) -> Iterator[None]:
-    """Check the model's device, warn of train-mode layers, restore buffers, allow gradients.
+class Scorer:
+    """A model, the class explained for each image of a batch, and what else the model is given.
 
-    A model wrapped in a plain function cannot be looked into: its train mode is neither seen nor mended.
+    Points come with ``rows`` (n,), the image that each belongs to: its class is the one explained at the point, and
+    its rows of the other arguments go with it. Without ``rows`` the points are the images of the batch, in order.
+
+    Attributes
+    ----------
+    given : callable
+        The user's model.
+    classes : Tensor or None
+        (B,) int64; None for a model that returns (B,).
+    args : tuple
+        Other arguments of the model. Tensors whose first dimension is B follow their image.
+    size, forward : int
+        Points per pass with gradients, and forward only.
     """
+
+    def __init__(self, model: Model, batch: int, args: tuple = (), size: int = 16) -> None:
+        self.given, self.model, self.batch, self.args = model, model, batch, args
+        self.size = self.forward = size
+        self.classes: Tensor | None = None
+        self.highest = 0
+        self.follows = tuple(isinstance(arg, Tensor) and arg.ndim > 0 and len(arg) == batch for arg in args)
+
+    @contextlib.contextmanager
+    def in_use(self, modules: Iterable[nn.Module] = ()) -> Iterator[None]:
+        """Allow gradients; at the end put back the buffers of the model, and of other modules."""
+        module, grad_mode = module_of(self.given), torch.is_grad_enabled()
+        found = buffers_as_found([*([] if module is None else [module]), *modules])
+        with found, torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
+            yield
+
+    def of(self, rows: Tensor) -> Scorer:
+        """The scorer of some images of the batch."""
+        part = Scorer(self.given, len(rows), self._args(rows), self.size)
+        part.forward = self.forward
+        part.model, part.follows, part.highest = self.model, self.follows, self.highest
+        part.classes = None if self.classes is None else self.classes[rows]
+        return part
+
+    def resolve(self, inputs: Tensor, target: Target) -> None:
+        """Take the classes to explain: those given, which are held against the model's scores as these come, or
+        the predicted ones."""
+        if target is None:
+            with torch.no_grad():
+                rows = torch.arange(len(inputs), device=inputs.device).split(self.forward)
+                scores = torch.cat([self.scores(inputs[some], some) for some in rows])
+            self.classes = scores.argmax(1) if scores.ndim == 2 else None
+        else:
+            self.classes = check_target(target, len(inputs), None, inputs.device)
+        if self.classes is not None:
+            self.highest = int(self.classes.max())
+
+    def explains(self, other: Scorer) -> bool:
+        """Whether both have the same model, classes and arguments."""
+        pairs = [(self.classes, other.classes), *zip(self.args, other.args, strict=False)]
+        same = all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b for a, b in pairs)
+        return self.given == other.given and len(self.args) == len(other.args) and same
+
+    def groups(self) -> list[Tensor]:
+        """Rows of the images that share class and arguments, group by group."""
+        every = [part for part, own in zip(self.args, self.follows, strict=True) if own]
+        every += [] if self.classes is None else [self.classes]
+        device = self.classes.device if self.classes is not None else None
+        codes = [
+            torch.unique(part.flatten(1) if part.ndim > 1 else part, dim=0, return_inverse=True)[1] for part in every
+        ]
+        if not codes:
+            return [torch.arange(self.batch, device=device)]
+        _, group = torch.unique(torch.stack([code.flatten() for code in codes], 1), dim=0, return_inverse=True)
+        return [(group == index).nonzero().squeeze(1) for index in range(int(group.max()) + 1)]
+
+    def scores(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
+        """All scores of some points, as the model gives them: (n, C) or (n,)."""
+        scores = self.model(points.clone(), *self._args(rows))  # a copy, since a model may begin with an in-place layer
+        return checked_scores(scores, len(points))
+
+    def _args(self, rows: Tensor | None) -> tuple:
+        if rows is None or not any(self.follows):
+            return self.args
+        return tuple(arg[rows] if own else arg for arg, own in zip(self.args, self.follows, strict=True))
+
+    def values(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The explained score of some points, with a graph where they have one: (n,)."""
+        scores = self.scores(points, rows)
+        if self.classes is None:
+            if scores.ndim == 2:
+                raise ValueError(f"model: got scores {tuple(scores.shape)}, wants (B,) as for the inputs")
+            return scores
+        if scores.ndim == 1:
+            raise ValueError("target: got classes, wants None for a model that returns scores (B,)")
+        check_class(0, self.highest, scores.shape[1], "target")
+        classes = self.classes if rows is None else self.classes[rows]
+        return scores.gather(1, classes[:, None]).squeeze(1)
+
+    def score(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
+        """f at each point, without a graph, some at a time: (n, *shape) -> (n,)."""
+        rows = torch.arange(len(points), device=points.device) if rows is None else rows
+        with torch.no_grad():
+            parts = zip(points.split(self.forward), rows.split(self.forward), strict=True)
+            return torch.cat([self.values(some, own) for some, own in parts])
+
+    def change(self, inputs: Tensor, baselines: Tensor) -> Tensor:
+        """Δf = f(x) − f(x'), what a complete attribution sums to: (B,)."""
+        return self.score(inputs) - self.score(baselines)
+
+    def gradient(
+        self, points: Tensor, rows: Tensor | None = None, *, weights: Tensor | None = None, create_graph: bool = False
+    ) -> Tensor:
+        """∂f/∂x at each point, times its weight, in one pass forward and one backward: (n, *shape).
+
+        Rows do not mix: the gradient of the weighted sum of scores holds each row's own gradient, as long as
+        the model treats the rows of a batch independently. Parameters collect no gradient.
+        """
+        return self.score_and_gradient(points, rows, weights=weights, create_graph=create_graph)[1]
+
+    def score_and_gradient(
+        self, points: Tensor, rows: Tensor | None = None, *, weights: Tensor | None = None, create_graph: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The scores (n,), detached, that :meth:`gradient` has at hand, and its gradient."""
+        with torch.enable_grad():
+            if not create_graph:
+                points = points.detach()
+            if not points.requires_grad:
+                points = points.requires_grad_()
+            values = self.values(points, rows)
+            check_differentiable(values)
+            weights = torch.ones_like(values) if weights is None else weights.to(values.dtype)
+            (gradient,) = torch.autograd.grad(values, points, weights, create_graph=create_graph, allow_unused=True)
+        if gradient is None:
+            raise ValueError("model: its scores do not depend on the inputs differentiably")
+        return values.detach(), gradient
+
+
+@contextlib.contextmanager
+def scoring(
+    model: Model | Scorer,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    n_points: int,
+    additional_forward_args: Any = None,
+    internal_batch_size: int | None = None,
+    modules: Iterable[nn.Module] = (),
+) -> Iterator[Scorer]:
+    """The scorer of a batch, while its model is used; at the end the model is as it was found.
+
+    Checks the inputs and the model's device, warns of train mode, resolves the classes, chooses how many points go
+    at once, allows gradients, and puts back the buffers that passes change, as those of batch norm in train mode.
+    A scorer in the place of the model is passed on, so that methods can call each other.
+
+    Parameters
+    ----------
+    target : int, Tensor or None
+        A class for all, one class per image (B,), or None for the class predicted at ``inputs``.
+    n_points : int
+        Points of each image that will go through the model with gradients, 0 if none will.
+    additional_forward_args : tuple, Tensor or other, optional
+        Other arguments of the model, as in Captum.
+    modules : iterable of nn.Module
+        Others whose buffers are put back, such as those of a VAE.
+    """
+    check_batch(inputs)
+    if isinstance(model, Scorer):
+        with buffers_as_found(modules):
+            yield model
+        return
     module = module_of(model)
     if module is not None:
         tensor = next(iter(module.parameters()), next(iter(module.buffers()), None))
         if tensor is not None and tensor.device != inputs.device:
             raise ValueError(f"inputs: got device {inputs.device}, wants {tensor.device} like the model's parameters")
-        if warn and (kinds := train_mode_layers(module)):
+        if kinds := train_mode_layers(module):
             warnings.warn(
                 f"the model is in train mode ({kinds}): it is used as found, so attributions are random or "
                 "depend on the batch; call model.eval() first",
                 RuntimeWarning,
                 stacklevel=4,
             )
-    grad_mode = torch.is_grad_enabled()
-    with (
-        buffers_as_found([] if module is None else [module]),
-        torch.inference_mode(False),
-        torch.set_grad_enabled(grad_mode),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def buffers_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Restore the buffers of these modules at the end."""
-    kept = [
-        (part, name, buffer, buffer._version, buffer.clone())
-        for module in modules
-        for part in module.modules()
-        for name, buffer in part.named_buffers(recurse=False)
-        if not buffer.is_inference()
-    ]
-    try:
-        yield
-    finally:
-        with torch.inference_mode(False), torch.no_grad():
-            for part, name, buffer, version, value in kept:
-                part._buffers[name] = buffer
-                # batch norm changes them unseen; an unchanged one is left, since a graph that was kept may hold it
-                if part.training or buffer._version != version:
-                    buffer.copy_(value)
-
-
-def module_of(function: Callable) -> nn.Module | None:
-    """The module that a callable is, or is a method of."""
-    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
-    return owner if isinstance(owner, nn.Module) else None
-
-
-def train_mode_layers(module: nn.Module) -> str:
-    """Names of the layers whose output depends on the batch or on chance, in the mode they are in."""
-    fickle = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.modules.dropout._DropoutNd)
-    # instance norm that keeps no statistics is the same in both modes
-    steady = (nn.modules.instancenorm._InstanceNorm,)
-    parts = [part for part in module.modules() if part.training and isinstance(part, fickle)]
-    return ", ".join(
-        sorted({type(part).__name__ for part in parts if not isinstance(part, steady) or part.track_running_stats})
-    )
-
-
-def jvp(function: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Value and directional derivative, without the deprecation notice of torch's own first use of forward mode."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-        result = torch.func.jvp(function, (point,), (direction,))
-    return result[0], result[1]
-
-
-def resolve_target(model: Model, inputs: Tensor, target: int | Tensor | None, size: int) -> Tensor | None:
-    """The class explained for each image: (B,) int64, or None for a model that returns (B,).
-
-    Parameters
-    ----------
-    target : int, Tensor or None
-        A class for all, one class per image (B,), or None for the class predicted at ``inputs``.
-    size : int
-        Points per pass.
-    """
-    # two rows, since batch norm in train mode refuses one
-    rows = inputs if target is None else inputs[:1].expand(min(2, size), *inputs.shape[1:])
-    with torch.no_grad():
-        scores = torch.cat([checked_scores(model(chunk.clone()), len(chunk)) for chunk in rows.split(size)])
-    return target_from(scores, target, len(inputs))
-
-
-def target_from(scores: Tensor, target: int | Tensor | None, batch: int) -> Tensor | None:
-    """What :func:`resolve_target` returns, of scores at hand: those of all inputs where ``target`` is None."""
-    if scores.ndim == 1:
-        if target is not None:
-            raise ValueError(f"target: got {target!r}, wants None for a model that returns scores (B,)")
-        return None
-    if target is None:
-        return scores.argmax(1)
-    return check_target(target, batch, scores.shape[1], scores.device)
+    args = additional_forward_args
+    scorer = Scorer(model, len(inputs), () if args is None else args if isinstance(args, tuple) else (args,))
+    with scorer.in_use(modules):
+        scorer.size = scorer.forward = plan_passes(scorer.scores, inputs, n_points, internal_batch_size)
+        if internal_batch_size is None:
+            scorer.forward = forward_points(inputs, scorer.size)
+        scorer.resolve(inputs, target)
+        yield scorer
 
 
 def checked_scores(scores: Tensor, batch: int) -> Tensor:
@@ -130,92 +221,29 @@ def checked_scores(scores: Tensor, batch: int) -> Tensor:
 
 
 def check_target(
-    target: int | Tensor, batch: int, n_classes: int, device: torch.device, name: str = "target"
+    target: int | Tensor, batch: int, n_classes: int | None, device: torch.device, name: str = "target"
 ) -> Tensor:
-    """Expand an int, or check a (B,) tensor, of classes in [0, n_classes)."""
+    """Expand an int, or check a (B,) tensor, of classes in [0, n_classes); None leaves the upper end open."""
     if isinstance(target, Tensor):
         if target.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
             raise ValueError(f"{name}: got {target.dtype}, wants int or a LongTensor ({batch},)")
         if target.ndim not in (0, 1) or (target.ndim == 1 and len(target) != batch):
             raise ValueError(f"{name}: got shape {tuple(target.shape)}, wants ({batch},)")
         classes = target.to(device=device, dtype=torch.int64).expand(batch)
-    elif isinstance(target, Integral) and not isinstance(target, bool):
+        low, high = torch.stack(torch.aminmax(classes)).tolist()
+        check_class(low, high, n_classes, name)
+        return classes
+    if isinstance(target, Integral) and not isinstance(target, bool):
         check_class(int(target), int(target), n_classes, name)
-        classes = torch.full((batch,), int(target), device=device)
-    else:
-        raise ValueError(f"{name}: got {type(target).__name__}, wants int, LongTensor ({batch},) or None")
-    low, high = torch.stack(torch.aminmax(classes)).tolist()
-    check_class(low, high, n_classes, name)
-    return classes
+        return torch.full((batch,), int(target), device=device)
+    raise ValueError(f"{name}: got {type(target).__name__}, wants int, LongTensor ({batch},) or None")
 
 
-def check_class(low: int, high: int, n_classes: int, name: str) -> None:
-    """Refuse classes that the model does not have."""
-    if low < 0 or high >= n_classes:
-        raise ValueError(f"{name}: got classes {low} to {high}, wants 0 to {n_classes - 1}")
-
-
-def select(scores: Tensor, target: Tensor | None) -> Tensor:
-    """The explained score of each row: (B, C) or (B,) -> (B,)."""
-    return scores if target is None else scores.gather(1, target[:, None]).squeeze(1)
-
-
-def score(model: Model, points: Tensor, target: Tensor | None, size: int) -> Tensor:
-    """f at each point, without a graph, ``size`` at a time: (B, *shape) -> (B,)."""
-    with torch.no_grad():
-        return torch.cat(
-            [
-                select(model(points[i : i + size].clone()), None if target is None else target[i : i + size])
-                for i in range(0, len(points), size)
-            ]
-        )
-
-
-def score_change(model: Model, inputs: Tensor, baselines: Tensor, target: Tensor | None, size: int) -> Tensor:
-    """Δf = f(x) − f(x'), what a complete attribution sums to: (B,)."""
-    return score(model, inputs, target, size) - score(model, baselines, target, size)
-
-
-def score_gradient(
-    model: Model,
-    points: Tensor,
-    target: Tensor | None,
-    *,
-    weights: Tensor | None = None,
-    create_graph: bool = False,
-) -> Tensor:
-    """∂f/∂x at each point, times its weight, in one forward and one backward pass: (N, *shape).
-
-    Rows do not mix: the gradient of the weighted sum of scores holds each row's own gradient, as long as
-    the model treats the rows of a batch independently. Parameters collect no gradient.
-    """
-    return score_and_gradient(model, points, target, weights=weights, create_graph=create_graph)[1]
-
-
-def score_and_gradient(
-    model: Model,
-    points: Tensor,
-    target: Tensor | None,
-    *,
-    weights: Tensor | None = None,
-    create_graph: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """The scores (N,), detached, that :func:`score_gradient` has at hand, and its gradient."""
-    with torch.enable_grad():
-        if not create_graph:
-            points = points.detach()
-        if not points.requires_grad:
-            points = points.requires_grad_()
-        values = select(model(points.clone()), target)  # the model may begin with an in-place layer
-        check_differentiable(values)
-        if weights is None:
-            weights = torch.ones_like(values)
-        (gradient,) = torch.autograd.grad(
-            values, points, weights.to(values.dtype), create_graph=create_graph, allow_unused=True
-        )
-    if gradient is None:
-        raise ValueError("model: its scores do not depend on the inputs differentiably")
-    return values.detach(), gradient
+def check_class(low: int, high: int, n_classes: int | None, name: str) -> None:
+    """Refuse classes below 0, and those that the model does not have where their number is known."""
+    if low < 0 or high >= (2**62 if n_classes is None else n_classes):
+        wants = "at least 0" if n_classes is None else f"0 to {n_classes - 1}"
+        raise ValueError(f"{name}: got classes {low} to {high}, wants {wants}")
 
 
 def check_differentiable(scores: Tensor) -> None:

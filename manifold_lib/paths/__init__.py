@@ -1,7 +1,6 @@
 """Paths between a baseline and an input, and the line integral of a model's gradient along them."""
 
-from .adaptive import Info
-from .integral import integrate
+from .integral import Info, integrate
 from .path import Path, polyline, straight_path
 
 __all__ = [

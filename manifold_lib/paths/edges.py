@@ -1,27 +1,27 @@
-"""The edges of a graph as paths: the line integral of the gradient along each, and what it costs to take it."""
+"""The edges of a graph as paths: the line integral of the gradient along each, and what it costs to go along it."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..attribution.latent import decoded_path
-from ..core.scorer import LEAST_CHANGE, Model, jvp, score, score_gradient
-from ..geometry.graph import Floats, Indices
-from .path import Path, column, straight_path
-from .quadrature import rule
+from ..core.modules import jvp
+from ..core.scorer import Scorer
+from .graph import Indices
+from .path import column
+from .quadrature import empty_sum, rule
+from .refine import ALLOWED, Node, by_share, gauss, quarters, refine, share_of
 
-_EPSILON = 0.01  # of the median gradient norm at the nodes
-_LEAST_EPSILON = 1e-12  # where the gradient is zero everywhere, the shorter way
-# a path that misses f(x) − f(x') by more has the edges that miss their share cut into so many pieces
-_TOLERANCE, _PIECES = 1e-3, (4, 16, 64, 256)
-_MISSED = 1e-2  # what a path may miss without a warning
+# Share of the median gradient norm that a way costs where the gradient is zero; the least of it where it is everywhere.
+_EPSILON, _LEAST_EPSILON = 0.01, 1e-12
 
 
-class Graph(NamedTuple):
+@dataclasses.dataclass
+class Graph:
     """Where the paths may go.
 
     vertices : (V, *shape) or, where ``decode`` is given, latents (V, *latent); the ``n_nodes`` nodes come first.
@@ -45,59 +45,60 @@ class Graph(NamedTuple):
             with torch.no_grad():
                 yield part if self.decode is None else self.decode(part.clone())
 
-    def decoded_lines(self, size: int) -> Path:
-        """From starts to ends, decoded; the bridges need their ends only."""
-        assert self.decode is not None
-        return decoded_path(self.decode, straight_path(self.vertices[self.ends], self.vertices[self.starts]), size)
+    def segment(self, here: Tensor, there: Tensor, t: Tensor, *, velocity: bool = True) -> tuple[Tensor, Tensor]:
+        """Points on straight edges at some times, and their velocities; decoded, where the graph is in latents."""
+        start = self.vertices[here]
+        step = self.vertices[there] - start
+        points = start + column(t, start) * step
+        if self.decode is None:
+            return points, step
+        with torch.no_grad():
+            return jvp(self.decode, points, step) if velocity else (self.decode(points), step)
 
 
 class Edges(NamedTuple):
-    """What is known of edges i -> j.
+    """What is known of edges i -> j for one group of images, of which ``row`` is one.
 
     ends : (E, 2), sorted.
     integrals : (E, *shape), line integrals of the gradient.
-    costs : (E,).
-    change, rounding : (E,), f(v_j) − f(v_i), and how far that may be off.
+    costs : (E,) float64.
+    scores : (V,) float64, f at the vertices used, NaN at others.
     """
 
-    ends: Indices
+    row: int
+    ends: Tensor
     integrals: Tensor
-    costs: Floats
-    change: Tensor
-    rounding: Tensor
+    costs: Tensor
+    scores: Tensor
+
+    @property
+    def rounding(self) -> Tensor:
+        """How far the change of the score along each edge may be off: (E,)."""
+        return 4 * torch.finfo(self.integrals.dtype).eps * self.scores[self.ends].abs().amax(1)
 
 
-def edge_integrals(
-    model: Model, graph: Graph, edges: Indices, label: Tensor | None, metric: str, n_nodes: int, size: int
-) -> Edges:
-    """Line integrals of the gradient along edges, and what the edges cost.
+def edge_integrals(scorer: Scorer, graph: Graph, edges: Indices, row: int, metric: str, n_nodes: int) -> Edges:
+    """Line integrals of the gradient along edges, and what the edges cost, for the score of one image.
 
-    By length of gradient an edge costs at least the change of the score: a steep wall between two nodes of the
-    quadrature is no open door.
+    By length of gradient an edge costs at least the change of the score. Without that, a steep wall that lies between
+    two nodes of the quadrature would cost nothing.
     """
     ends = torch.from_numpy(edges).to(graph.vertices.device)
-    epsilon = _epsilon(model, graph, label, size) if metric == "conformal" else 0.0
-    nodes = rule("gausslegendre", n_nodes, graph.vertices)
-    integrals, costs = _quadrature(model, graph, ends, label, metric, *nodes, epsilon, size)
-    here, there = _scores(model, graph, ends, label, size)[ends].double().unbind(1)
-    rounding = 4 * torch.finfo(integrals.dtype).eps * torch.maximum(here.abs(), there.abs())
+    epsilon = _epsilon(scorer, graph, row) if metric == "conformal" else 0.0
+    zeros = torch.zeros(len(ends), dtype=torch.float64, device=ends.device)
+    integrals, costs = _quadrature(scorer, graph, ends, row, zeros, zeros + 1, n_nodes, metric, epsilon)
+    found = Edges(row, ends, integrals, costs, _scores(scorer, graph, ends, row))
     if metric != "euclidean":
-        least = (there - here).abs() - rounding
+        here, there = found.scores[ends].unbind(1)
+        least = (there - here).abs() - found.rounding
         costs = torch.where(least > costs, least, costs)
-    return Edges(edges, integrals, costs.cpu().numpy(), there - here, rounding)
+    return found._replace(costs=costs)
 
 
-def refine(
-    model: Model,
-    graph: Graph,
-    edges: Edges,
-    moves: tuple[Tensor, Tensor, Tensor],
-    total: Tensor,
-    label: Tensor | None,
-    n_nodes: int,
-    size: int,
+def sum_along(
+    scorer: Scorer, graph: Graph, edges: Edges, moves: tuple[Tensor, Tensor, Tensor], n: int, n_nodes: int
 ) -> Tensor:
-    """Add to the sums of paths that miss f(x) − f(x') what finer rules on their edges give; True for those still off.
+    """The integrals of paths from those of their edges, cut finer where a path misses the change of its score.
 
     A long edge over a steep place has begun with no more nodes than the short ones elsewhere. Each path asks for what
     itself needs, so that no sum depends on the others.
@@ -106,64 +107,74 @@ def refine(
     ----------
     moves : (Tensor, Tensor, Tensor)
         (M,) each: the path, the edge, and +1 or −1 for its direction.
-    total : Tensor
-        (n, *shape), the sums so far; changed in place.
+    n : int
+        Paths.
+
+    Returns
+    -------
+    Tensor
+        (n, *shape).
     """
     paths, places, signs = moves
-    ends = torch.from_numpy(edges.ends).to(total.device)
+    ends, sums = edges.scores[edges.ends[places]], edges.integrals[places]
+    t = (1 - signs.double()) / 2  # against its direction an edge is gone from 1 to 0
+    first, last = (torch.where(signs > 0, ends[:, a], ends[:, 1 - a]) for a in (0, 1))
+    start = Node(torch.stack([places.double(), t], 1), score=first)
+    end = Node(torch.stack([places.double(), 1 - t], 1), score=last)
+    sums = sums * column(signs.to(sums), sums)
+    pieces = gauss(paths, torch.zeros_like(paths), start, end, sums)
+    spare = edges.rounding[places]
+    change, rounding, count = (torch.zeros(n, dtype=torch.float64, device=t.device) for _ in range(3))
+    for total, values in ((change, last - first), (rounding, spare), (count, torch.ones_like(spare))):
+        total.index_add_(0, paths, values)
+    allowed = share_of(change, ALLOWED)
+    share = allowed / count.clamp_min(1) + rounding / count.clamp_min(1)
+    total = empty_sum(graph.vertices.new_zeros(n, *graph.shape, dtype=graph.dtype))
 
-    def summed(values: Tensor) -> Tensor:
-        return values.new_zeros(len(total)).index_add_(0, paths, values)
+    def integral(rows: Tensor, begin: Tensor, finish: Tensor) -> Tensor:
+        # paths from one baseline begin with the same edges: each piece of an edge is taken once
+        keys, inverse = torch.stack([begin[:, 0], begin[:, 1], finish[:, 1]], 1).unique(dim=0, return_inverse=True)
+        own = edges.ends[keys[:, 0].long()]
+        return _quadrature(scorer, graph, own, edges.row, keys[:, 1], keys[:, 2], n_nodes)[0][inverse]
 
-    allowed = _TOLERANCE * summed(signs * edges.change[places]).abs().clamp_min(LEAST_CHANGE)
-    share = (allowed / summed(torch.ones_like(allowed[paths])).clamp_min(1))[paths]
-    allowed = allowed + summed(edges.rounding[places])
-    error = (edges.integrals.flatten(1).sum(1, dtype=torch.float64) - edges.change)[places]
-    active, before = torch.arange(len(paths), device=paths.device), None
-    times, weights = rule("gausslegendre", n_nodes, graph.vertices)
-    for n_pieces in _PIECES:
-        missed = summed(signs * error).abs() > allowed
-        kept = missed[paths[active]] & (error[active].abs() > (share + edges.rounding[places])[active])
-        active = active[kept]
-        if not len(active):
-            break
-        before = edges.integrals[places[active]] if before is None else before[kept]
-        which, inverse = places[active].unique(return_inverse=True)
-        starts = torch.arange(n_pieces, device=times.device, dtype=times.dtype)[:, None]
-        finer = ((starts + times) / n_pieces).flatten(), (weights / n_pieces).repeat(n_pieces)
-        found, _ = _quadrature(model, graph, ends[which], label, "euclidean", *finer, 0.0, size)
-        error[active] = (found.flatten(1).sum(1, dtype=torch.float64) - edges.change[which])[inverse]
-        gain = (found[inverse] - before).to(total) * column(signs[active].to(total), total)
-        total.index_add_(0, paths[active], gain)
-        before = found[inverse]
-    return summed(signs * error).abs() > _MISSED / _TOLERANCE * allowed
+    def score(rows: Tensor, place: Tensor) -> Tensor:
+        keys, inverse = place.unique(dim=0, return_inverse=True)
+        own, parts = edges.ends[keys[:, 0].long()], []
+        for some in torch.arange(len(keys), device=keys.device).split(scorer.size):
+            points, _ = graph.segment(own[some, 0], own[some, 1], keys[some, 1], velocity=False)
+            parts.append(scorer.score(points, torch.full_like(some, edges.row)))
+        return torch.cat(parts).double()[inverse]
+
+    refine(total, pieces, quarters(integral, score), by_share(allowed + rounding, share))
+    return total
 
 
 def _quadrature(
-    model: Model,
+    scorer: Scorer,
     graph: Graph,
     ends: Tensor,
-    label: Tensor | None,
-    metric: str,
-    times: Tensor,
-    weights: Tensor,
-    epsilon: float,
-    size: int,
+    row: int,
+    first: Tensor,
+    last: Tensor,
+    n_nodes: int,
+    metric: str = "euclidean",
+    epsilon: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Integrals and costs of edges by one rule: (E, *shape) and (E,) float64."""
-    n_times = len(times)
+    """Integrals and costs of edges between two times each: (E, *shape) and (E,) float64."""
+    times, weights = rule("gausslegendre", n_nodes, graph.vertices)
     integrals = graph.vertices.new_empty(len(ends), *graph.shape, dtype=graph.dtype)
     costs = torch.empty(len(ends), dtype=torch.float64, device=ends.device)
-    for chunk in torch.arange(len(ends), device=ends.device).split(max(size // n_times, 1)):
-        parts = []
-        here, there = (ends[chunk, side].repeat_interleave(n_times).split(size) for side in (0, 1))
-        for i, j, t in zip(here, there, times.repeat(len(chunk)).split(size), strict=True):
-            points, velocity = _segment(graph, i, j, t)
-            classes = None if label is None else label.expand(len(points))
-            parts.append((score_gradient(model, points, classes), velocity))
-        slopes, velocity = (torch.cat(part).unflatten(0, (-1, n_times)) for part in zip(*parts, strict=True))
+    for chunk in torch.arange(len(ends), device=ends.device).split(max(scorer.size // n_nodes, 1)):
+        parts, width = [], (last - first)[chunk]
+        t = (first[chunk, None] + width[:, None] * times.double()).flatten()
+        here, there = (ends[chunk, side].repeat_interleave(n_nodes) for side in (0, 1))
+        for some in torch.arange(len(t), device=ends.device).split(scorer.size):
+            points, velocity = graph.segment(here[some], there[some], t[some])
+            parts.append((scorer.gradient(points, torch.full_like(some, row)), velocity))
+        slopes, velocity = (torch.cat(part).unflatten(0, (-1, n_nodes)) for part in zip(*parts, strict=True))
         products = slopes * velocity
-        integrals[chunk] = torch.einsum("q,eq...->e...", weights.to(products), products)
+        found = torch.einsum("q,eq...->e...", weights.to(products), products)
+        integrals[chunk] = found * column(width, found)
         speed = velocity.flatten(2).double().norm(dim=2)
         if metric == "conformal":
             speed = speed * (slopes.flatten(2).double().square().sum(2) + epsilon).sqrt()
@@ -174,36 +185,24 @@ def _quadrature(
     return integrals, costs
 
 
-def _segment(graph: Graph, here: Tensor, there: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Points on straight edges at some times, and their velocities; decoded, where the graph is in latents."""
-    start = graph.vertices[here]
-    step = graph.vertices[there] - start
-    points = start + column(t, start) * step
-    if graph.decode is None:
-        return points, step
-    with torch.no_grad():
-        return jvp(graph.decode, points, step)
-
-
-def _epsilon(model: Model, graph: Graph, label: Tensor | None, size: int) -> float:
+def _epsilon(scorer: Scorer, graph: Graph, row: int) -> float:
     """(0.01 · median ‖∇f‖ at the nodes where it is finite)²."""
     norms = []
-    for points in graph.images(graph.vertices[: graph.n_nodes], size):
-        classes = None if label is None else label.expand(len(points))
-        norms.append(score_gradient(model, points, classes).flatten(1).double().norm(dim=1))
+    for points in graph.images(graph.vertices[: graph.n_nodes], scorer.size):
+        rows = torch.full((len(points),), row, device=points.device)
+        norms.append(scorer.gradient(points, rows).flatten(1).double().norm(dim=1))
     known = torch.cat(norms)
     known = known[known.isfinite()]
     return max(_EPSILON * float(known.median()) if len(known) else 0.0, _LEAST_EPSILON) ** 2
 
 
-def _scores(model: Model, graph: Graph, ends: Tensor, label: Tensor | None, size: int) -> Tensor:
-    """f at the nodes and at the ends of some edges, NaN at the other vertices: (V,)."""
+def _scores(scorer: Scorer, graph: Graph, ends: Tensor, row: int) -> Tensor:
+    """f at the nodes and at the ends of some edges, NaN at the other vertices: (V,) float64."""
     wanted = torch.arange(len(graph.vertices), device=ends.device) < graph.n_nodes
     wanted[ends] = True
-    values = torch.cat(
-        [
-            score(model, points, None if label is None else label.expand(len(points)), size)
-            for points in graph.images(graph.vertices[wanted], size)
-        ]
-    )
+    parts = [
+        scorer.score(points, torch.full((len(points),), row, device=points.device))
+        for points in graph.images(graph.vertices[wanted], scorer.size)
+    ]
+    values = torch.cat(parts).double()
     return values.new_full(wanted.shape, torch.nan).masked_scatter(wanted, values)

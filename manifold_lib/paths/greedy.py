@@ -1,36 +1,24 @@
 """The greedy rule of guided paths: the coordinates with the smallest gradients move first, in any coordinates.
 
-On pixels it is Guided IG (Kapishnikov et al. 2021); on the latents of a decoder it is MA-GIG (paper 5).
+On pixels it is Guided IG (Kapishnikov et al. 2021); on the latents of a decoder it is MA-GIG (paper 5). A guided path
+takes the gradient at each of its nodes to find the next one, so it brings its nodes as a stream: the integral is taken
+while they pass, and no image's path is kept whole.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from ..core.scorer import Model, score_gradient
+from ..core.progress import progress_bar
+from ..core.scorer import Scorer
 from .path import Path, polyline
-from .quadrature import empty_sum
-
-
-class Node(NamedTuple):
-    """What lies at some coordinates of a path, a row for each image.
-
-    coordinates : (B, *coordinates).
-    point : (B, *shape), the image there.
-    gradient : (B, *shape), ∂f/∂x at it, or None where the rule has no use for it.
-    score : (B,), f at it, or None.
-    """
-
-    coordinates: Tensor
-    point: Tensor
-    gradient: Any = None
-    score: Any = None
-
+from .quadrature import CHORD_WEIGHTS, empty_sum
+from .refine import BLOCK, ROUGH, Budget, Node, chosen, halves, joined, refine, share_of, trapezoid
 
 # evaluate(coordinates, rows, guide): the node at those coordinates of those images, and ∂f by coordinate if asked for
 Evaluate = Callable[[Tensor, Tensor, bool], tuple[Node, Tensor | None]]
@@ -138,31 +126,125 @@ def greedy_groups(
     return whole, (size <= level) & ~whole, gamma
 
 
-def ticked(nodes: Iterable[Node], bar: Iterator[int]) -> Iterator[Node]:
-    """The nodes as they come, each moving a progress bar on."""
-    for node in nodes:
+# stream(scorer, rows, last): the nodes of those rows, in lock-step, and what looks at coordinates between them;
+# ``last`` is whether the gradient at the end is wanted
+Stream = Callable[[Scorer, Tensor, bool], tuple[Iterator[Node], Evaluate]]
+
+
+def streamed_path(
+    own: Scorer,
+    stream: Stream,
+    ends: tuple[Tensor, Tensor],
+    *,
+    n_steps: int,
+    n_pieces: int = 1,
+    method: str | None = None,
+    size: int,
+    progress: bool = False,
+    name: str = "",
+) -> Path:
+    """The path through the nodes of a stream; its integral takes the gradients that the stream brings.
+
+    Parameters
+    ----------
+    own : Scorer
+        What guides the path. For other scores the path is a polyline like any other.
+    stream : callable
+        See :data:`Stream`; its rows are images, or with ``n_pieces`` the pieces of images, one after the other.
+    ends : (Tensor, Tensor)
+        (B, *shape) each, the baselines and the inputs, whose change of the score errors are a share of.
+    n_steps : int
+        Segments of a piece.
+    method : str, optional
+        The only rule that the stream serves.
+    size : int
+        Rows in lock-step.
+    """
+    first, last = ends
+    every = torch.arange(len(last) * n_pieces, device=last.device).split(size)
+
+    @functools.cache
+    def line() -> Path:
+        parts = []
+        for rows in every:
+            nodes, _ = stream(own.of(rows // n_pieces), rows, False)
+            with own.in_use():
+                parts.append(torch.stack([node.point for node in nodes], 1))
+        points = torch.cat(parts)
+        if n_pieces > 1:
+            pieces = points.unflatten(0, (-1, n_pieces))
+            points = torch.cat([pieces[:, :, :-1].flatten(1, 2), pieces[:, -1, -1:]], 1)
+        return polyline(points)
+
+    def integral(scorer: Scorer, rule: str, create_graph: bool) -> Tensor | None:
+        if create_graph or not scorer.explains(own) or rule not in ("trapezoid", "left", "right"):
+            return None
+        total = empty_sum(last)
+        change = scorer.change(last, first)
+        bar = iter(progress_bar(range(len(every) * (n_steps + 1)), show=progress, desc=name))
+        for rows in every:
+            images = rows // n_pieces
+            weights = CHORD_WEIGHTS[method or rule]
+            nodes, evaluate = stream(scorer.of(images), rows, weights[1] > 0)
+            ticked = (node for node in nodes if next(bar, 0) is not None)
+            if (method or rule) == "trapezoid":
+                found = guided_sum(ticked, evaluate, change[images], n_steps * n_pieces, scorer.size)
+            else:
+                found = chord_sum(ticked, *weights)
+            total.index_add_(0, images, found)
         next(bar, None)
-        yield node
+        return total.to(last.dtype)
+
+    return Path(lambda rows, t: line().at(rows, t), end=last, n_edges=n_steps * n_pieces, integral=integral)
 
 
-def stacked(nodes: Iterable[Node]) -> tuple[Tensor, Tensor]:
-    """Points and gradients of all nodes: (B, T, *shape) each."""
-    kept = [(node.point, node.gradient) for node in nodes]
-    points, gradients = zip(*kept, strict=True)
-    return torch.stack(points, 1), torch.stack(gradients, 1)
+def chord_sum(nodes: Iterator[Node], before: float, after: float) -> Tensor:
+    """Σ_k (before · ∇f(p_k) + after · ∇f(p_{k+1})) ⊙ (p_{k+1} − p_k), the nodes taken as they come: (B, *shape)."""
+    here = next(nodes)
+    total = empty_sum(here.point)
+    for node in nodes:
+        mixed = before * here.gradient if node.gradient is None else before * here.gradient + after * node.gradient
+        total += mixed * (node.point.to(total.dtype) - here.point)
+        here = node
+    return total
 
 
-def known_path(points: Tensor, gradients: Tensor, target: Tensor | None, model: Model) -> Path:
-    """The polyline through points (B, T, *shape) that brings the model's gradients at them."""
-    line, n_steps = polyline(points), points.shape[1] - 1
+def guided_sum(nodes: Iterator[Node], evaluate: Evaluate, change: Tensor, n_steps: int, size: int) -> Tensor:
+    """The trapezoid over the nodes, rough segments halved on the way between their coordinates: (B, *shape).
 
-    def known(rows: Tensor, t: Tensor) -> Tensor:
-        node = (t * n_steps).round().long()
-        found = gradients[rows, node]
-        between = ((t * n_steps - node).abs() > 1e-3).nonzero().squeeze(1)
-        if len(between):
-            own = None if target is None else target[rows[between]]
-            found[between] = score_gradient(model, line.at(rows[between], t[between]), own)
-        return found
+    The scores at its ends tell the error of each segment. What is halved depends on the image alone, not on another
+    one and not on ``size``.
 
-    return Path(line.at, gradients=known, end=line.end, target=target, model=model)
+    Parameters
+    ----------
+    change : Tensor
+        (B,), f(x) − f(x'), of which errors are a share.
+    n_steps : int
+        Segments of the whole path, of which these may be a piece.
+    size : int
+        Points per pass.
+    """
+    here = next(nodes)
+    total = empty_sum(here.point)
+    budget = Budget(share_of(change, ROUGH / n_steps**2).to(total.dtype))
+    cut = halves(lambda coordinates, rows: evaluate(coordinates, rows, False)[0], size)
+    rows = torch.arange(len(total), device=total.device)
+    waiting, step = [], 0
+    for step, node in enumerate(nodes, 1):
+        pieces = trapezoid(rows, torch.zeros_like(rows), here, node)
+        rough = budget.rough(pieces)
+        total += torch.where(rough.view(-1, *(1,) * (total.ndim - 1)), 0, pieces.sums)
+        if rough.any():
+            waiting.append(chosen(pieces, rough))
+        if step % BLOCK == 0:
+            _halve(total, waiting, cut, budget, BLOCK)
+            waiting = []
+        here = node
+    _halve(total, waiting, cut, budget, step % BLOCK)
+    return total
+
+
+def _halve(total: Tensor, waiting: list, cut: Callable, budget: Budget, steps: int) -> None:
+    budget.grant(steps)
+    if waiting:
+        refine(total, joined(waiting), cut, budget)

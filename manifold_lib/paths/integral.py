@@ -6,29 +6,82 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol, cast, overload
 
 import torch
 from torch import Tensor
 
 from ..core.checks import check_batch, check_choice, check_count, check_positive, warn_non_finite
-from ..core.passes import plan_passes
-from ..core.scorer import Model, left_as_found, module_of, resolve_target, score_change
-from .adaptive import Info, adaptive_integral
-from .path import Path, path_starts, polyline
-from .quadrature import METHODS, count_nodes, line_integral
+from ..core.modules import module_of
+from ..core.scorer import Model, Scorer, Target, scoring
+from .path import Path, column, path_starts, polyline
+from .quadrature import METHODS, count_nodes, empty_sum, line_integral, mean_gradient, rule
+from .refine import (
+    FIRST,
+    MOST,
+    Node,
+    by_share,
+    chosen,
+    gauss,
+    halves,
+    quarters,
+    refine,
+    share_of,
+    trapezoid,
+    until_complete,
+)
+
+# Nodes of a bridge before it is cut.
+_BRIDGE_NODES = 16
 
 
+class Info(NamedTuple):
+    """How an integral went, per image.
+
+    delta : (B,), Σ A − (f(end) − f(start)).
+    n_gradients : (B,), gradient evaluations; None for a path that brings its integral.
+    converged : (B,) bool, whether the tolerance was reached; None where none was given.
+    """
+
+    delta: Tensor
+    n_gradients: Tensor | None
+    converged: Tensor | None
+
+
+class Integrate(Protocol):
+    """:func:`integrate`, to type checkers."""
+
+    @overload
+    def __call__(
+        self, model: Model | Scorer, path: Path | Tensor, target: Target = None, *, return_info: Literal[True], **_: Any
+    ) -> tuple[Tensor, Info]: ...
+    @overload
+    def __call__(
+        self, model: Model | Scorer, path: Path | Tensor, target: Target = None, *, return_info: bool = False, **_: Any
+    ) -> Tensor: ...
+
+
+def _typed(function: Callable[..., Tensor | tuple[Tensor, Info]]) -> Integrate:
+    return cast(Integrate, function)
+
+
+@_typed
 def integrate(
-    model: Model,
+    model: Model | Scorer,
     path: Path | Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     method: str = "trapezoid",
     n_steps: int | None = None,
     tolerance: float | None = None,
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
     create_graph: bool = False,
     return_info: bool = False,
+    name: str = "integrate",
 ) -> Tensor | tuple[Tensor, Info]:
     """Line integral of ∂f/∂x along a path, batched over images and path points.
 
@@ -45,13 +98,15 @@ def integrate(
         Sums over chords γ(t_{i+1}) − γ(t_i), or Gauss–Legendre nodes with the velocity γ'(t) by
         forward-mode differentiation.
     n_steps : int, optional
-        Segments (for Gauss–Legendre: nodes). By default 50 for a Path, and a polyline's own T − 1;
-        a larger number subdivides each of its edges equally, so that no corner is cut. With ``tolerance``,
-        the most segments of an image (1,024 by default).
+        Segments (for Gauss–Legendre: nodes). By default 50, and the own edges of a polyline or of a path that was
+        guided or found in a graph; a larger number divides each edge equally, so that no corner is cut. With
+        ``tolerance``, the most segments of an image (1,024 by default).
     tolerance : float, optional
         Adaptive trapezoid: segments are halved where their error is large, by calling the path, until the errors
         add up to at most tolerance · max(|f(end) − f(start)|, 0.05 · the spread of the image's scores). Images
         that do not get there are counted in one warning.
+    additional_forward_args : tuple, Tensor or other, optional
+        Other arguments of the model, as in Captum: tensors whose first dimension is B follow their image.
     internal_batch_size : int, optional
         Points per pass through the model. By default they are sized to the cache of a CPU or the
         memory of a GPU. Memory never grows with B · n_steps; with ``tolerance`` it holds the points of some images.
@@ -59,6 +114,8 @@ def integrate(
         Keep the graph, to differentiate the attribution itself.
     return_info : bool
         Also return an :class:`Info`: completeness gap, gradient evaluations and convergence of each image.
+    name : str
+        Who is named in warnings.
 
     Returns
     -------
@@ -69,37 +126,193 @@ def integrate(
     ------
     ValueError
         For bad input, naming the argument, what it got and what it wants.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> model = lambda x: (x**2).sum(1, keepdim=True)
+    >>> ml.integrate(model, ml.straight_path(torch.tensor([[1.0, 2.0]])), 0)
+    tensor([[1., 4.]])
     """
     check_choice(method, "method", METHODS)
-    n_edges, usual = 1, 50
-    if isinstance(path, Tensor):
-        n_edges, path = path.shape[1] - 1 if path.ndim > 2 else 1, polyline(path)
-        usual = 50 if method == "gausslegendre" else n_edges
+    path = polyline(path) if isinstance(path, Tensor) else path
     if n_steps is not None:
         check_count(n_steps, "n_steps")
     if tolerance is not None:
         check_adaptive(tolerance, method, create_graph)
     path = _with_end(model, path)
     assert path.end is not None
-    info, explained = None, model
-    with left_as_found(model, path.end):
-        model, size = plan_passes(model, path.end, n_steps or usual, internal_batch_size, exact=True)
-        classes = resolve_target(model, path.end, target, size)
-        path = _own_gradients(path, explained, classes, create_graph)
-        if tolerance is not None:
-            attributions, info = adaptive_integral(
-                model, path, classes, tolerance=tolerance, n_edges=n_edges, most=n_steps, size=size
-            )
+    steps = n_steps or (50 if path.n_edges == 1 or method == "gausslegendre" else path.n_edges)
+    options: dict[str, Any] = {
+        "additional_forward_args": additional_forward_args,
+        "internal_batch_size": internal_batch_size,
+    }
+    info, counts, converged = None, None, None
+    with scoring(model, path.end, target, n_points=steps, **options) as scorer:
+        own = path.integral if n_steps is None and tolerance is None else None
+        known = None if own is None else own(scorer, method, create_graph)
+        if known is not None:
+            attributions = known
+        elif tolerance is not None:
+            attributions, counts, converged = adaptive(scorer, path, tolerance, most=n_steps, name=name)
         else:
-            rule = {"method": method, "n_steps": n_steps or usual, "n_edges": n_edges}
-            attributions = line_integral(model, path, classes, **rule, size=size, create_graph=create_graph)
-            if return_info:
-                change = score_change(model, path.end, path_starts(path, size), classes, size)
-                delta = attributions.detach().flatten(1).sum(1) - change
-                info = Info(delta, torch.full_like(delta, count_nodes(**rule), dtype=torch.int64), None)
-    warn_non_finite(attributions, "integrate")
+            attributions = sum_of_parts(scorer, path, method, steps, create_graph=create_graph)
+            n_taken = count_nodes(method, steps, path.n_edges)
+            counts = torch.full((len(path.end),), n_taken, device=path.end.device)
+        if return_info:
+            change = scorer.change(path.end, path_starts(path, scorer.size))
+            info = Info(attributions.detach().flatten(1).sum(1) - change, counts, converged)
+    warn_non_finite(attributions, name)
     attributions = attributions if create_graph else attributions.detach()
-    return (attributions, info) if return_info and info is not None else attributions
+    return attributions if info is None else (attributions, info)
+
+
+def sum_of_parts(scorer: Scorer, path: Path, method: str, n_steps: int, *, create_graph: bool = False) -> Tensor:
+    """The integral along a path, or along each of its parts, of which straight ones are bridges: (B, *shape)."""
+    if not path.parts:
+        return line_integral(scorer, path, method=method, n_steps=n_steps, create_graph=create_graph)
+    first, last = path.parts[0], path.parts[-1]
+    assert last.end is not None
+    total, allowed = empty_sum(last.end), None
+    if not create_graph:
+        allowed = share_of(scorer.change(last.end, path_starts(first, scorer.size)))
+    for part in path.parts:
+        if part.displacement is not None:
+            total = total + bridge(scorer, part, allowed)
+            continue
+        own = None if part.integral is None else part.integral(scorer, method, create_graph)
+        if own is None:
+            own = line_integral(scorer, part, method=method, n_steps=n_steps, create_graph=create_graph)
+        total = total + own
+    return total.to(last.end.dtype)
+
+
+def bridge(scorer: Scorer, path: Path, allowed: Tensor | None) -> Tensor:
+    """The integral along straight lines by 16 Gauss–Legendre nodes, cut in four where they miss Δf by more than
+    ``allowed`` (B,); without it, the graph is kept: (B, *shape)."""
+    settings: dict[str, Any] = {"method": "gausslegendre", "n_steps": _BRIDGE_NODES}
+    if allowed is None:
+        return line_integral(scorer, path, **settings, create_graph=True)
+    assert path.end is not None and path.displacement is not None
+    displacement, end = path.displacement.detach(), path.end.detach()
+    start = path_starts(path, scorer.size)
+    sums = line_integral(scorer, path, **settings).detach().double()
+    rows = torch.arange(len(end), device=end.device)
+    times, weights = rule("gausslegendre", _BRIDGE_NODES, end)
+
+    def integral(rows: Tensor, first: Tensor, last: Tensor) -> Tensor:
+        low, width = first.to(end), (last - first).to(end)
+        piece = Path(lambda own, t: path.at(rows[own], low[own] + t * width[own]), end=end[rows])
+        return mean_gradient(scorer.of(rows), piece, times, weights) * displacement[rows] * column(width, end)
+
+    def score(rows: Tensor, t: Tensor) -> Tensor:
+        return scorer.score(path.at(rows, t.to(end)), rows).double()
+
+    zeros = torch.zeros(len(end), dtype=torch.float64, device=end.device)
+    ends = Node(zeros, score=scorer.score(start).double()), Node(zeros + 1, score=scorer.score(end).double())
+    pieces = gauss(rows, torch.zeros_like(rows), ends[0], ends[1], sums)
+    total = torch.zeros_like(sums)
+    refine(total, pieces, quarters(integral, score), by_share(allowed.double(), allowed.double()))
+    broken = ~(torch.isfinite(start) & torch.isfinite(end)).flatten(1).all(1)
+    total[broken] = torch.nan
+    return total.to(end.dtype)
+
+
+def adaptive(
+    scorer: Scorer,
+    path: Path,
+    tolerance: float,
+    *,
+    most: int | None = None,
+    average: bool = False,
+    name: str = "integrate",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Trapezoid sums over segments that are halved until the integral is complete to ``tolerance``.
+
+    The score comes with its gradient, so the error f(p_{i+1}) − f(p_i) − ½ (∇f_i + ∇f_{i+1})·(p_{i+1} − p_i)
+    of each segment is known.
+
+    Parameters
+    ----------
+    most : int or None
+        Most segments of an image, 1,024 by default.
+    average : bool
+        Sum ∇f dt instead, the path-averaged gradient.
+
+    Returns
+    -------
+    (Tensor, Tensor, Tensor)
+        (B, *shape), gradients taken (B,), and whether the tolerance was reached (B,).
+    """
+    end = path.end
+    assert end is not None
+    most = MOST if most is None else most
+    n_first = path.n_edges * math.ceil(min(FIRST, most) / path.n_edges)
+    total, n_rows = torch.zeros_like(end, requires_grad=False), len(end)
+    counts = torch.full((n_rows,), n_first + 1, device=end.device)
+    converged, finite = torch.zeros(2, n_rows, dtype=torch.bool, device=end.device)
+    # points and gradients of a block are kept, so it has only as many images as make one pass at the start
+    for block in torch.arange(n_rows, device=end.device).split(max(scorer.size // (n_first + 1), 1)):
+        part = scorer.of(block)
+        gradients = None if path.gradients is None else _of_block(path.gradients, block)
+        evaluate = evaluator(part, Path(_of_block(path.at, block), gradients, end=end[block]))
+        rows = torch.arange(len(block), device=end.device)
+        t = torch.linspace(0, 1, n_first + 1, dtype=torch.float64, device=end.device)
+        nodes = evaluate(t.repeat(len(block)), rows.repeat_interleave(n_first + 1))
+        along = nodes.score.view(len(block), -1)
+        spread = _spread(part, end[block])
+        spread = torch.where(torch.isfinite(spread), spread, along.amax(1) - along.amin(1))
+        bound = tolerance * torch.maximum((along[:, -1] - along[:, 0]).abs(), 0.05 * spread)
+        first = (torch.arange(len(nodes.score), device=end.device).view(along.shape)[:, :-1]).flatten()
+        first, second = chosen(nodes, first), chosen(nodes, first + 1)
+        owner = rows.repeat_interleave(n_first)
+        pieces = trapezoid(owner, torch.zeros_like(owner), first, second, average=average)
+        spent, reached, sums = counts[block], converged[block], empty_sum(end[block])
+        policy = until_complete(bound, n_first, most, spent, reached)
+        refine(sums, pieces, halves(evaluate, scorer.size, average=average), policy)
+        total[block], counts[block], converged[block] = sums.to(end.dtype), spent, reached
+        finite[block] = torch.isfinite(sums).flatten(1).all(1)
+    late = int((~converged & finite).sum())  # NaN is counted elsewhere
+    if late:
+        message = f"{name}: {late} of {n_rows} images not converged to tolerance {tolerance:g} within {most} segments"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return total, counts, converged
+
+
+def evaluator(scorer: Scorer, path: Path) -> Callable[[Tensor, Tensor], Node]:
+    """Points, scores and gradients at some times of some images, some at a time."""
+    assert path.end is not None
+    dtype = path.end.dtype
+
+    def evaluate(t: Tensor, rows: Tensor) -> Node:
+        n_rows = len(rows)
+        if n_rows == 1 < scorer.size:  # batch norm in train mode refuses one row
+            rows, t = rows.expand(2), t.expand(2)
+        # even parts, so that none is left with one
+        n_parts, parts = math.ceil(len(rows) / scorer.size), []
+        for own, times in zip(rows.tensor_split(n_parts), t.tensor_split(n_parts), strict=True):
+            with torch.no_grad():
+                x = path.at(own, times.to(dtype))
+            if path.gradients is None:
+                value, gradient = scorer.score_and_gradient(x, own)
+            else:
+                value, gradient = scorer.score(x, own), path.gradients(own, times.to(dtype))
+            parts.append((times, x.detach(), gradient, value.to(dtype)))
+        return Node(*(torch.cat(part)[:n_rows] for part in zip(*parts, strict=True)))
+
+    return evaluate
+
+
+def _of_block(function: Callable, block: Tensor) -> Callable:
+    return lambda rows, t: function(block[rows], t)
+
+
+def _spread(scorer: Scorer, end: Tensor) -> Tensor:
+    """Range of the class scores at each end; NaN where there is one score only, or one that is not finite."""
+    with torch.no_grad():
+        rows = torch.arange(len(end), device=end.device).split(scorer.size)
+        scores = torch.cat([scorer.scores(end[some], some) for some in rows]).view(len(end), -1)
+    return scores.amax(1) - scores.amin(1) if scores.shape[1] > 1 else torch.full_like(scores[:, 0], torch.nan)
 
 
 def check_adaptive(tolerance: float, method: str, create_graph: bool = False) -> None:
@@ -111,14 +324,7 @@ def check_adaptive(tolerance: float, method: str, create_graph: bool = False) ->
         raise ValueError("create_graph: cannot be combined with tolerance, whose choice of points has no gradient")
 
 
-def _own_gradients(path: Path, model: Model, target: Tensor | None, create_graph: bool) -> Path:
-    """The path, without the gradients it brought if they are of another model or other classes, or lack the graph."""
-    same_model = path.model is None or path.model == model
-    same_classes = path.target is None or target is None or torch.equal(path.target, target)
-    return path if same_model and same_classes and not create_graph else dataclasses.replace(path, gradients=None)
-
-
-def _with_end(model: Model, path: Path) -> Path:
+def _with_end(model: Model | Scorer, path: Path) -> Path:
     """The path with its end points, which give batch size, shape, dtype and device."""
     if not isinstance(path, Path):
         raise ValueError(f"path: got {type(path).__name__}, wants a Path or a tensor (B, T, *shape)")
@@ -128,15 +334,15 @@ def _with_end(model: Model, path: Path) -> Path:
         like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.ones(1))
         try:
             with torch.no_grad():
-                end = path.at(slice(None), torch.ones(1, device=like.device, dtype=like.dtype))  # type: ignore[arg-type]
+                end = path.at(slice(None), torch.ones(1, device=like.device, dtype=like.dtype))
         except TypeError as error:
             raise ValueError(
                 "path: got a Path without end whose at(rows, t) does not take rows = slice(None), "
                 "wants Path(at, end=...) with the end points (B, *shape)"
             ) from error
         path = dataclasses.replace(path, end=end)
-    end = check_batch(path.end, "path")
-    if path.displacement is not None:
+    end = check_batch(cast(Tensor, path.end), "path")
+    if path.displacement is not None or path.integral is not None:
         return path
 
     def at(rows: Tensor, t: Tensor) -> Tensor:
@@ -148,3 +354,28 @@ def _with_end(model: Model, path: Path) -> Path:
         return points
 
     return dataclasses.replace(path, at=at)
+
+
+class PathMethod(Protocol):
+    """An attribution that also returns Σ A − (f(x) − f(x')) if it is asked to."""
+
+    @overload
+    def __call__(
+        self, model: Model, inputs: Tensor, target: Target = None, *, return_convergence_delta: Literal[True], **_: Any
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def __call__(
+        self, model: Model, inputs: Tensor, target: Target = None, *, return_convergence_delta: bool = False, **_: Any
+    ) -> Tensor: ...
+
+
+def path_method(function: Callable[..., Tensor | tuple[Tensor, Tensor]]) -> PathMethod:
+    """Tell type checkers what a method returns; the function stays as it is."""
+    return cast(PathMethod, function)
+
+
+def with_delta(scorer: Scorer, attributions: Tensor, inputs: Tensor, baselines: Tensor, wanted: bool) -> Any:
+    """Attributions, and Σ A − (f(x) − f(x')) where it is wanted."""
+    if not wanted:
+        return attributions
+    return attributions, attributions.detach().flatten(1).sum(1) - scorer.change(inputs, baselines)

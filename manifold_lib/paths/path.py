@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_like
+from ..core.checks import check_batch, check_choice, check_count, check_like
+from ..core.scorer import Scorer
+
+# Sampling a path by its length begins with at least so many points, and corrects their times so many times.
+_LEAST_SAMPLES, _CORRECTIONS = 64, 2
 
 
 @dataclass(frozen=True)
@@ -28,18 +33,75 @@ class Path:
         (B, *shape), set for straight lines only: the constant velocity γ(1) − γ(0).
     end : Tensor, optional
         (B, *shape), γ(1). Without it, it is asked for once, as ``at(slice(None), t)`` with t of shape (1,).
-    target : Tensor, optional
-        (B,), the classes that ``gradients`` belong to; for other classes they are not used.
-    model : callable, optional
-        The model that ``gradients`` belong to; for another they are not used.
+    n_edges : int
+        Equal parts of [0, 1] that are straight each; rules divide every one of them, so that no corner is cut.
+    parts : tuple of Path
+        The paths that this one consists of, in order, each integrated by a rule of its own.
+    integral : callable, optional
+        ``integral(scorer, method, create_graph)`` -> (B, *shape), where a builder meets the gradients along the path
+        anyway, or None where it cannot give it. See :func:`manifold_lib.paths.greedy.streamed_path`.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> path = ml.straight_path(torch.ones(1, 2), torch.zeros(1, 2))
+    >>> path.at(torch.tensor([0, 0]), torch.tensor([0.25, 1.0]))
+    tensor([[0.2500, 0.2500],
+            [1.0000, 1.0000]])
     """
 
-    at: Callable[[Tensor, Tensor], Tensor]
+    at: Callable[[Any, Tensor], Tensor]
     gradients: Callable[[Tensor, Tensor], Tensor] | None = None
     displacement: Tensor | None = None
     end: Tensor | None = None
-    target: Tensor | None = None
-    model: Callable[[Tensor], Tensor] | None = None
+    n_edges: int = 1
+    parts: tuple[Path, ...] = ()
+    integral: Callable[[Scorer, str, bool], Tensor | None] | None = None
+
+    def sample(self, n: int, by: str = "t", *, internal_batch_size: int = 256) -> Tensor:
+        """Points of each curve at equal steps, its ends among them: (B, n + 1, *shape), without a graph.
+
+        Parameters
+        ----------
+        n : int
+            Steps.
+        by : {"t", "length"}
+            Equal steps of t, or of the length of the curve, in input units.
+        internal_batch_size : int
+            Points at once, since a path may decode.
+
+        Raises
+        ------
+        ValueError
+            For a number of steps below 1, or another word.
+
+        Examples
+        --------
+        >>> import torch, manifold_lib as ml
+        >>> corner = ml.polyline(torch.tensor([[[0.0, 0.0], [3.0, 0.0], [3.0, 1.0]]]))
+        >>> corner.sample(2, by="length")
+        tensor([[[0., 0.],
+                 [2., 0.],
+                 [3., 1.]]])
+        """
+        check_count(n, "n")
+        check_choice(by, "by", ("t", "length"))
+        end = self.at(slice(None), torch.ones(1)) if self.end is None else self.end
+
+        def points(times: Tensor) -> Tensor:
+            rows = torch.arange(len(end), device=end.device).repeat_interleave(times.shape[1])
+            pairs = zip(rows.split(internal_batch_size), times.flatten().split(internal_batch_size), strict=True)
+            with torch.no_grad():
+                return torch.cat([self.at(some, t) for some, t in pairs]).unflatten(0, times.shape)
+
+        n_first = n if by == "t" else n * -(-_LEAST_SAMPLES // n)
+        times = torch.linspace(0, 1, n_first + 1, device=end.device, dtype=end.dtype).expand(len(end), -1)
+        if by == "t":
+            return points(times)
+        for _ in range(_CORRECTIONS):
+            times = even_times(times, points(times).diff(dim=1).flatten(2).norm(dim=2), n_first)
+        steps = points(times).diff(dim=1).flatten(2).norm(dim=2)
+        return points(even_times(times, steps, n))
 
 
 def column(t: Tensor, like: Tensor) -> Tensor:
@@ -56,37 +118,67 @@ def straight_path(inputs: Tensor, baselines: Tensor | float = 0.0) -> Path:
         (B, *shape), the ends.
     baselines : Tensor or float
         (B, *shape), (1, *shape) or a number, the starts.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ValueError
+        For inputs that are no batch, and baselines of another shape, type or device.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.straight_path(torch.ones(1, 1), 0.5).sample(2)
+    tensor([[[0.5000],
+             [0.7500],
+             [1.0000]]])
     """
     check_batch(inputs)
-    baselines = check_like(baselines, inputs, "baselines")
-    displacement = inputs - baselines
+    return line(check_like(baselines, inputs, "baselines"), inputs)
 
-    def at(rows: Tensor, t: Tensor) -> Tensor:
+
+def line(start: Tensor, end: Tensor) -> Path:
+    """:func:`straight_path` without checks: a decoder may have given an end that is not finite."""
+    displacement = end - start
+
+    def at(rows: Any, t: Tensor) -> Tensor:
         # torch.lerp would be exact at both ends, but has no forward-mode derivative in t for a broadcast weight
         if isinstance(rows, slice):
-            return baselines[rows] + column(t, inputs) * displacement[rows]
+            return start[rows] + column(t, end) * displacement[rows]
         # index_select is several times faster than indexing
-        return baselines.index_select(0, rows) + column(t, inputs) * displacement.index_select(0, rows)
+        return start.index_select(0, rows) + column(t, end) * displacement.index_select(0, rows)
 
-    return Path(at, displacement=displacement, end=inputs)
-
-
-def path_starts(path: Path, size: int) -> Tensor:
-    """γ(0) of each image, without a graph and ``size`` at a time, since a path may decode: (B, *shape)."""
-    assert path.end is not None
-    rows = torch.arange(len(path.end), device=path.end.device)
-    with torch.no_grad():
-        return torch.cat([path.at(chunk, path.end.new_zeros(len(chunk))) for chunk in rows.split(size)])
+    return Path(at, displacement=displacement, end=end)
 
 
 def polyline(points: Tensor) -> Path:
-    """The path through given points (B, T, *shape), T ≥ 2, at equal steps of t."""
+    """The path through given points at equal steps of t.
+
+    Parameters
+    ----------
+    points : Tensor
+        (B, T, *shape), T ≥ 2.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two points, or what is no batch of curves.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.polyline(torch.tensor([[[0.0], [1.0], [4.0]]])).at(torch.tensor([0]), torch.tensor([0.75]))
+    tensor([[2.5000]])
+    """
     check_batch(points, "path", min_dim=3)
     n_edges = points.shape[1] - 1
     if n_edges < 1:
         raise ValueError(f"path: got shape {tuple(points.shape)}, wants (B, T, *shape) with T of at least 2")
 
-    def at(rows: Tensor, t: Tensor) -> Tensor:
+    def at(rows: Any, t: Tensor) -> Tensor:
         position = t * n_edges
         edge = position.detach().floor().long().clamp(0, n_edges - 1)
         if isinstance(rows, slice):
@@ -94,4 +186,50 @@ def polyline(points: Tensor) -> Path:
         start, stop = points[rows, edge], points[rows, edge + 1]
         return start + column(position - edge, start) * (stop - start)
 
-    return Path(at, end=points[:, -1])
+    return Path(at, end=points[:, -1], n_edges=n_edges)
+
+
+def joined(parts: tuple[Path, ...], weights: tuple[float, ...]) -> Path:
+    """One path after the other, each over its share of [0, 1]: weights give the shares."""
+    bounds = torch.tensor(weights, dtype=torch.float64).cumsum(0) / sum(weights)
+
+    def at(rows: Tensor, t: Tensor) -> Tensor:
+        ends = bounds.to(t.device)
+        part = torch.bucketize(t.detach().double(), ends[:-1])
+        places, points = [], []
+        for index, path in enumerate(parts):
+            own = (part == index).nonzero().squeeze(1)
+            low = float(bounds[index - 1]) if index else 0.0
+            if len(own):
+                points.append(path.at(rows[own], ((t[own] - low) / (float(bounds[index]) - low)).clamp(0, 1)))
+                places.append(own)
+        return torch.cat(points)[torch.cat(places).argsort()]
+
+    return Path(at, end=parts[-1].end, parts=parts)
+
+
+def decoded_path(decode: Callable[[Tensor], Tensor], latent_path: Path, size: int) -> Path:
+    """The image of a path through the latents: a path through inputs."""
+    assert latent_path.end is not None
+    end = torch.cat([decode(chunk.clone()) for chunk in latent_path.end.split(size)])
+    return Path(lambda rows, t: decode(latent_path.at(rows, t)), end=end)
+
+
+def path_starts(path: Path, size: int, *, create_graph: bool = False) -> Tensor:
+    """γ(0) of each image, ``size`` at a time, since a path may decode: (B, *shape)."""
+    assert path.end is not None
+    rows = torch.arange(len(path.end), device=path.end.device)
+    with torch.set_grad_enabled(create_graph):
+        return torch.cat([path.at(chunk, path.end.new_zeros(len(chunk))) for chunk in rows.split(size)])
+
+
+def even_times(times: Tensor, steps: Tensor, n_steps: int) -> Tensor:
+    """Times at equal parts of the arc length, which is linear between given times: (B, T), (B, T − 1) -> (B, n + 1)."""
+    arc = torch.cat([steps.new_zeros(len(steps), 1), torch.nan_to_num(steps).cumsum(1)], 1)
+    even = torch.linspace(0, 1, n_steps + 1, device=arc.device, dtype=arc.dtype)
+    wanted = even * arc[:, -1:]
+    edge = (torch.searchsorted(arc, wanted.contiguous(), right=True) - 1).clamp(0, steps.shape[1] - 1)
+    start, stop = arc.gather(1, edge), arc.gather(1, edge + 1)
+    share = ((wanted - start) / (stop - start).clamp_min(torch.finfo(arc.dtype).tiny)).clamp(0, 1)
+    early, late = times.gather(1, edge), times.gather(1, edge + 1)
+    return torch.where(arc[:, -1:] > 0, early + share * (late - early), even)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from ..core.scorer import Model, score_gradient
-from ..geometry.curves import even_times
-from .path import column, polyline
+from ..core.scorer import Scorer
+from .path import column, even_times, polyline
 from .quadrature import rule
 
 _NODES = 2  # where the metric is taken on each segment; by fewer, a long segment jumps over a steep place unseen
@@ -21,27 +20,27 @@ _EPSILON, _EPSILON_OF_MOST, _LEAST_EPSILON = 0.01, 1e-4, 1e-12
 _RATE, _QUIET, _QUIET_CHANGE = 0.01, 25, 1e-4
 _ENDS, _END_WEIGHT = 0.1, 100.0
 
-# ‖∇f‖² and ∇²f ∇f at points of paths
-Slope = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+# slope(points, rows): ‖∇f‖² and ∇²f ∇f at points of the paths of those rows
+Slope = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # points (B, T, D), energies (B,), iterations (B,), whether it converged (B,)
 Relaxed = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def slope_turns(
-    model: Model, shape: torch.Size, size: int, points: Tensor, target: Tensor | None, *, turn: bool = True
+    scorer: Scorer, shape: torch.Size, points: Tensor, rows: Tensor, *, turn: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """‖∇f‖² and half its derivative, ∇²f ∇f, at points of paths, ``size`` at a time: (B, T, D) -> (B, T), (B, T, D).
+    """‖∇f‖² and half its derivative, ∇²f ∇f, at points of some paths: (n, T, D) -> (n, T), (n, T, D).
 
     Without ``turn`` the derivative is left out, as zeros.
     """
     flat = points.flatten(0, 1).unflatten(1, shape)
-    classes = None if target is None else target.repeat_interleave(points.shape[1])
     squares, turns = [], []
-    for start in range(0, len(flat), size):
-        part = flat[start : start + size].detach().requires_grad_()
+    for part, own in zip(
+        flat.split(scorer.size), rows.repeat_interleave(points.shape[1]).split(scorer.size), strict=True
+    ):
+        part = part.detach().requires_grad_()
         with torch.enable_grad():
-            own = None if classes is None else classes[start : start + size]
-            gradient = score_gradient(model, part, own, create_graph=turn)
+            gradient = scorer.gradient(part, own, create_graph=turn)
             square, derivative = gradient.flatten(1).square().sum(1), None
             if turn and gradient.requires_grad:  # else the score is linear
                 (derivative,) = torch.autograd.grad(square.sum() / 2, part, allow_unused=True)
@@ -65,9 +64,7 @@ def uneven(squares: Tensor) -> Tensor:
     return ((squares - squares[:, :1]).abs() > 1e-4 * squares.amax(1, keepdim=True)).any(1)
 
 
-def relax_curves(
-    slope: Slope, points: Tensor, target: Tensor | None, epsilon: Tensor, passes: Iterable[int]
-) -> Relaxed:
+def relax_curves(slope: Slope, points: Tensor, epsilon: Tensor, passes: Iterable[int]) -> Relaxed:
     """Minimise the energy ½ n Σ_i c_i ‖Δγ_i‖² of each path, c_i the mean of ‖∇f‖² + ε on its segment; the ends stay.
 
     Newton steps for the stiffness at hand, n Dᵀ diag(c) D, which is that of a string; a path whose energy does not
@@ -76,7 +73,8 @@ def relax_curves(
     kink of the model's gradient there is no zero of the energy's own to find.
     """
     points, n = points.clone(), points.shape[1] - 1
-    energy, gradient, metric = curve_energy_and_gradient(slope, points, target, epsilon)
+    everything = torch.arange(len(points), device=points.device)
+    energy, gradient, metric = curve_energy_and_gradient(slope, points, everything, epsilon)
     step, iterations = torch.ones_like(energy), torch.zeros(len(points), dtype=torch.int64, device=points.device)
     flat, lost = torch.zeros_like(iterations, dtype=torch.bool), ~torch.isfinite(energy)
     earlier, quiet = energy.clone(), torch.zeros_like(iterations)
@@ -96,8 +94,7 @@ def relax_curves(
             flat[rows] = fall <= _TOLERANCE * energy[rows]
             trial, least_fall = points[rows], 1e-4 * step[rows] * fall
             trial[:, 1:-1] += column(step[rows], direction) * direction
-        own = None if target is None else target[rows]
-        new_energy, new_gradient, new_metric = curve_energy_and_gradient(slope, trial, own, epsilon[rows])
+        new_energy, new_gradient, new_metric = curve_energy_and_gradient(slope, trial, rows, epsilon[rows])
         better = new_energy < energy[rows] - least_fall
         if not spread:
             step[rows] = torch.where(better, 1.5 * step[rows], 0.4 * step[rows]).clamp(_SMALLEST_STEP, 1)
@@ -112,14 +109,14 @@ def relax_curves(
 
 
 def curve_energy_and_gradient(
-    slope: Slope, points: Tensor, target: Tensor | None, epsilon: Tensor
+    slope: Slope, points: Tensor, rows: Tensor, epsilon: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Energies (B,), their gradients in the points (B, T, D), and the mean metric of each segment (B, T − 1)."""
     n = points.shape[1] - 1
     times, weights = rule("gausslegendre", _NODES, points)
     chords = points.diff(dim=1)
     inner = points[:, :-1, None] + times[:, None] * chords[:, :, None]
-    squares, turns = slope(inner.flatten(1, 2), target)
+    squares, turns = slope(inner.flatten(1, 2), rows)
     squares, turns = squares.unflatten(1, (n, _NODES)), turns.unflatten(1, (n, _NODES))
     metric = squares @ weights + epsilon[:, None]
     lengths = chords.square().sum(2)
@@ -146,7 +143,6 @@ def respaced(points: Tensor, metric: Tensor) -> Tensor:
 def relax_potential(
     slope: Slope,
     points: Tensor,
-    target: Tensor | None,
     passes: Iterable[int],
     *,
     beta: float,
@@ -165,7 +161,7 @@ def relax_potential(
         n_held = max(int(_ENDS * len(pull)), 1)
         pull[:n_held] += _END_WEIGHT
         pull[-n_held:] += _END_WEIGHT
-    squares, turns = slope(points, target)
+    squares, turns = slope(points, torch.arange(len(points), device=points.device))
     best, best_energy = points.clone(), sign * beta * squares.sqrt()
     earlier, quiet = best_energy.sum(1), torch.zeros(len(points), dtype=torch.int64, device=points.device)
     iterations = quiet.clone()
@@ -186,7 +182,7 @@ def relax_potential(
         count = iteration + 1
         corrected = mean[rows] / (1 - 0.9**count), variance[rows] / (1 - 0.999**count)
         points[rows] -= _RATE * corrected[0] / (corrected[1].sqrt() + 1e-8)
-        squares[rows], turns[rows] = slope(points[rows], None if target is None else target[rows])
+        squares[rows], turns[rows] = slope(points[rows], rows)
         energy = pull * (points[rows] - first[rows]).norm(dim=2) + sign * beta * squares[rows].sqrt()
         better = energy < best_energy[rows]
         best[rows] = torch.where(better[:, :, None], points[rows], best[rows])
