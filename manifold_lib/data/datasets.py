@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import zipfile
 import zlib
@@ -16,8 +17,7 @@ from torch import Tensor
 from ..core import files
 from ..core.files import DataNotFound
 from . import archives, folders
-
-_XRAY = "chest_xray_64.npz"
+from .archives import Split
 
 
 class Dataset(NamedTuple):
@@ -32,20 +32,13 @@ class Dataset(NamedTuple):
 def load(name: str, *, train: bool = True) -> Dataset:
     """One split of a data set.
 
-    Parameters
-    ----------
-    name : str
-        ``mnist``, ``fashion``, ``emnist`` (letters), ``cifar10``, ``xray``, ``digits`` or ``moons``.
-        A trailing ``32`` (``mnist32``, ``fashion32``, ``emnist32``) resizes to 32×32.
-    train : bool
-        The training split, else the test split.
+    ``name`` is ``mnist``, ``fashion``, ``emnist`` (letters), ``cifar10``, ``xray``, ``digits`` or ``moons``; a
+    trailing ``32`` (``mnist32``, ``fashion32``, ``emnist32``) resizes to 32×32. ``train`` chooses between the training
+    and the test split. Raises ``DataNotFound`` when the files are neither found nor can be downloaded, and
+    ``CorruptFile`` when one does not match its published checksum.
 
-    Raises
-    ------
-    DataNotFound
-        When the files are neither found nor to be downloaded.
-    files.CorruptFile
-        When a file does not match its published checksum.
+    >>> load("digits", train=False).inputs.shape
+    torch.Size([360, 1, 8, 8])
     """
     base = name.removesuffix("32")
     if base not in LOADERS or (base != name and base not in archives.FOLDERS):
@@ -58,7 +51,11 @@ def load(name: str, *, train: bool = True) -> Dataset:
 
 
 def tensor_hash(*tensors: Tensor) -> str:
-    """sha256 over the bytes of tensors, for provenance."""
+    """sha256 over the bytes of tensors, for provenance.
+
+    >>> tensor_hash(torch.arange(3))[:8]
+    'ab25350e'
+    """
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
@@ -66,31 +63,35 @@ def tensor_hash(*tensors: Tensor) -> str:
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Shuffle and cut in two: the second part holds ``fraction`` of the rows."""
+    """Shuffle and cut in two: the second part holds ``fraction`` of the rows.
+
+    >>> [len(part.labels) for part in split(load("moons"), 0.2, seed=0)]
+    [800, 200]
+    """
     order = torch.randperm(len(dataset.labels), generator=torch.Generator().manual_seed(seed))
-    cut = len(order) - round(fraction * len(order))
-    parts = []
-    for rows in (order[:cut], order[cut:]):
-        inputs, labels = dataset.inputs[rows], dataset.labels[rows]
-        parts.append(Dataset(inputs, labels, tensor_hash(inputs, labels), dataset.note))
-    return parts[0], parts[1]
+    first, second = order.tensor_split([len(order) - round(fraction * len(order))])
+    return _rows(dataset, first), _rows(dataset, second)
 
 
-def _xray(train: bool) -> tuple[Tensor, Tensor, str]:
+def _rows(dataset: Dataset, rows: Tensor) -> Dataset:
+    inputs, labels = dataset.inputs[rows], dataset.labels[rows]
+    return Dataset(inputs, labels, tensor_hash(inputs, labels), dataset.note)
+
+
+def _xray(train: bool) -> Split:
     """Chest X-rays (Kermany et al.) at 64 px: 0 normal, 1 pneumonia."""
-    relative = f"chest_xray_pneumonia/{_XRAY}"
+    relative = "chest_xray_pneumonia/chest_xray_64.npz"
     path = folders.find(relative, bare=True)
     if path is None:
-        raise folders.missing(
-            "xray", [relative], other_way="make the file as data/README.md describes and put it into data/cache"
-        )
+        other_way = "make the file as data/README.md describes and put it into data/cache"
+        raise folders.missing("xray", [relative], other_way=other_way)
     part = "train" if train else "test"
     try:
         with zipfile.ZipFile(path) as archive:
             if broken := archive.testzip():
                 raise ValueError(f"{broken} does not match its CRC")
-        with np.load(path, allow_pickle=False) as archive:
-            images, labels = archive[f"{part}_images"], archive[f"{part}_labels"]
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise files.CorruptFile(
             f"{path}: not an archive with {part}_images (N, 64, 64) uint8 and {part}_labels (N, 1): {error}"
@@ -98,28 +99,26 @@ def _xray(train: bool) -> tuple[Tensor, Tensor, str]:
     return torch.from_numpy(images)[:, None].float() / 255, torch.from_numpy(labels).flatten().long(), ""
 
 
-def _digits(train: bool) -> tuple[Tensor, Tensor, str]:
+def _digits(train: bool) -> Split:
     """scikit-learn's 8×8 digits; every fifth image is the test split."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    test = np.arange(len(bunch.target)) % 5 == 0
-    rows = ~test if train else test
-    inputs = torch.from_numpy(bunch.images[rows]).float()[:, None] / 16
-    return inputs, torch.from_numpy(bunch.target[rows]).long(), ""
+    rows = (np.arange(len(bunch.target)) % 5 == 0) != train
+    return torch.from_numpy(bunch.images[rows]).float()[:, None] / 16, torch.from_numpy(bunch.target[rows]).long(), ""
 
 
-def _moons(train: bool, n_samples: int = 1000, noise: float = 0.1) -> tuple[Tensor, Tensor, str]:
-    """Half-moons in the plane; train and test are two draws."""
+def _moons(train: bool) -> Split:
+    """A thousand points of the half-moons in the plane; train and test are two draws."""
     from sklearn.datasets import make_moons
 
-    points, labels = make_moons(n_samples, noise=noise, random_state=0 if train else 1)
+    points, labels = make_moons(1000, noise=0.1, random_state=0 if train else 1)
     return torch.from_numpy(points).float(), torch.from_numpy(labels).long(), ""
 
 
-LOADERS: dict[str, Callable[[bool], tuple[Tensor, Tensor, str]]] = {
+LOADERS: dict[str, Callable[[bool], Split]] = {
     "mnist": archives.mnist,
-    "fashion": archives.fashion,
+    "fashion": functools.partial(archives.mnist, name="fashion"),
     "emnist": archives.emnist,
     "cifar10": archives.cifar10,
     "xray": _xray,

@@ -31,18 +31,17 @@ def find(relative: str, *, bare: bool = False) -> Path | None:
 
 def missing(what: str, relatives: list[str], *, other_way: str = "") -> DataNotFound:
     """The error to raise for a set that is not there."""
-    folder = data_folder()
-    places = [str(folder)] if folder else ["MANIFOLD_DATA (not set)"]
+    place = data_folder() or "MANIFOLD_DATA (not set)"
     other_way = other_way or "run `make data` on a machine with a network, which downloads it into data/cache"
     return DataNotFound(
-        f"{what}: looked for {', '.join(relatives)} in {' and in '.join([*places, 'data/cache'])}. "
+        f"{what}: looked for {', '.join(relatives)} in {place} and in data/cache. "
         f"Provide it in one of two ways: set MANIFOLD_DATA to a folder that holds {relatives[0]}, or {other_way}."
     )
 
 
 @contextlib.contextmanager
 def download(what: str, relatives: list[str]) -> Iterator[None]:
-    """Run a torchvision download, its chatter swallowed; a failure becomes :class:`DataNotFound`."""
+    """Run a torchvision download and hide what it prints; a failure becomes :class:`DataNotFound`."""
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield

@@ -33,21 +33,16 @@ def sample_generated(
 ) -> Samples:
     """Decode prior draws and keep each with probability p_max², which rejects ambiguous images.
 
-    Paper 1's sampler: z ~ N(0, I), x = dec(z), p = softmax(labeller(x)), accept with (max_c p_c)²,
-    label argmax p. Latents and the acceptance draws come from a CPU ``generator`` in blocks of fixed
-    size, so a seed gives the same data set on any device.
+    Paper 1's sampler: z ~ N(0, I), x = dec(z), p = softmax(labeller(x)), accept with (max_c p_c)², label argmax p.
+    Draws come from a CPU ``generator`` in blocks of fixed size: a seed gives the same data set on any device.
 
-    Parameters
-    ----------
-    decoder, labeller : callable
-        (B, latent_dim) -> images, and images -> logits (B, C).
-    n_samples : int
-        How many images to keep.
+    ``decoder`` takes (B, latent_dim) to images (B, *shape), ``labeller`` images to logits (B, C). The result is on the
+    CPU: inputs (n_samples, *shape), labels (n_samples,), latents (n_samples, latent_dim). Raises ``RuntimeError`` when
+    the labeller accepts fewer than one draw in a hundred.
 
-    Returns
-    -------
-    Samples
-        On the CPU: inputs (n_samples, *shape), labels (n_samples,), latents (n_samples, latent_dim).
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> sample_generated(torch.tanh, lambda x: 9 * x, 50, latent_dim=3, generator=generator).inputs.shape
+    torch.Size([50, 3])
     """
     check_count(n_samples, "n_samples")
     check_generator(generator, "cpu")

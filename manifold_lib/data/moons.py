@@ -13,7 +13,6 @@ from ..core.progress import progress_bar
 
 NOISES = tuple(round(0.05 * i, 2) for i in range(1, 14))
 SEEDS = (12, 24, 36, 48, 60)
-_WIDTH, _BATCH, _RATE = 10, 32, 1e-3
 
 
 class Moons(NamedTuple):
@@ -44,12 +43,14 @@ def half_moons(noise: float, seed: int, n_points: int = 10_000) -> tuple[Tensor,
     return train_inputs, train_labels.long(), inputs, labels.long()
 
 
-def mlp(activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """The paper's network, 2-10-10-2 with log-probabilities."""
-    return nn.Sequential(
-        *(nn.Linear(2, _WIDTH), activation(), nn.Linear(_WIDTH, _WIDTH), activation()),
-        *(nn.Linear(_WIDTH, 2), nn.LogSoftmax(1)),
-    )
+def mlp(activation: type[nn.Module] = nn.ReLU, generator: torch.Generator | None = None) -> nn.Sequential:
+    """The paper's network, 2-10-10-2 with log-probabilities; its start, uniform in ±1/√fan, from the generator."""
+    sizes = (nn.Linear(2, 10), nn.Linear(10, 10), nn.Linear(10, 2))
+    if generator is not None:
+        for layer in sizes:
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -(layer.in_features**-0.5), layer.in_features**-0.5, generator=generator)
+    return nn.Sequential(sizes[0], activation(), sizes[1], activation(), sizes[2], nn.LogSoftmax(1))
 
 
 def train_moons(
@@ -61,48 +62,37 @@ def train_moons(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> list[Moons]:
-    """One network for each noise and seed, all trained in lock-step: Adam at 1e-3, batches of 32, 50 epochs.
+    """One network for each noise and seed, all trained side by side: Adam at 1e-3, batches of 32, 50 epochs.
 
-    Stacked weights go through batched matrix products, so that 65 networks take little longer than one. Each draws its
-    start and its batches from its own seed, as if it were alone.
+    Stacked weights go through batched matrix products: 65 networks take little longer than one. Each draws its
+    first weights and its batches from its own seed, so that none depends on the others.
+
+    >>> [case.noise for case in train_moons([0.1, 0.2], [12], n_points=200, n_epochs=1)]
+    [0.1, 0.2]
     """
     cases = [(noise, seed) for noise in noises for seed in seeds]
     sets = [half_moons(noise, seed, n_points) for noise, seed in cases]
     inputs, labels = (torch.stack([part[i] for part in sets]).to(device) for i in (0, 1))
     generators = [torch.Generator().manual_seed(seed) for _, seed in cases]
-    networks = [_started(generator).to(device) for generator in generators]
-    weights, _ = torch.func.stack_module_state(networks)  # type: ignore[arg-type]
+    networks = [mlp(generator=generator).to(device) for generator in generators]
+    weights, _ = torch.func.stack_module_state(list[nn.Module](networks))
 
     def scores(own: dict[str, Tensor], x: Tensor) -> Tensor:
         return torch.func.functional_call(networks[0], own, (x,))
 
-    optimizer = torch.optim.Adam(weights.values(), lr=_RATE, fused=True)
+    optimizer = torch.optim.Adam(weights.values(), lr=1e-3, fused=True)
     for _ in progress_bar(range(check_count(n_epochs, "n_epochs")), show=progress, desc="half-moons"):
         order = torch.stack([torch.randperm(inputs.shape[1], generator=g) for g in generators]).to(device)
         shuffled = inputs.gather(1, order[..., None].expand(-1, -1, 2)), labels.gather(1, order)
-        for x, y in zip(*(part.split(_BATCH, 1) for part in shuffled), strict=True):
+        for x, y in zip(*(part.split(32, 1) for part in shuffled), strict=True):
             log_probabilities = torch.func.vmap(scores)(weights, x)
-            # each network's own mean, so that no other one's loss matters to it
+            # the sum of each network's own mean
             loss = nn.functional.nll_loss(log_probabilities.flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    for i, network in enumerate(networks):
+    found = []
+    for i, (case, parts, network) in enumerate(zip(cases, sets, networks, strict=True)):
         network.load_state_dict({name: stack[i].detach() for name, stack in weights.items()})
-    every = zip(cases, sets, networks, strict=True)
-    return [
-        Moons(*case, x.to(device), y.to(device), inputs.to(device), labels.to(device), network.eval())
-        for case, (x, y, inputs, labels), network in every
-    ]
-
-
-def _started(generator: torch.Generator) -> nn.Sequential:
-    """The network at its start by torch's own rule, uniform in ±1/√fan, from a generator of its own."""
-    network = mlp()
-    with torch.no_grad():
-        for layer in network:
-            if isinstance(layer, nn.Linear):
-                bound = layer.in_features**-0.5
-                layer.weight.uniform_(-bound, bound, generator=generator)
-                layer.bias.uniform_(-bound, bound, generator=generator)
-    return network
+        found.append(Moons(*case, *(part.to(device) for part in parts), network.eval()))
+    return found

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
@@ -38,12 +38,10 @@ def find_photos(name: str, *, train: bool = False) -> Photos:
 
     All as in the released codes. That of paper 5 draws the pets with seed 42 and without the official split, from
     files in an order it does not fix; ours are sorted. That of paper 4 explains the first 100 of VOC 2012's val split
-    in the order of a loader shuffled with seed 2: so they come here.
+    in the order of a loader shuffled with seed 2; ours are in this order. Raises ``DataNotFound`` when the files are
+    neither found nor can be downloaded.
 
-    Raises
-    ------
-    DataNotFound
-        When the files are neither found nor to be downloaded.
+    >>> dogs_and_cats = find_photos("pets")  # doctest: +SKIP
     """
     return {"pets": _pets, "flowers": _flowers, "voc": _voc}[check_choice(name, "name", SETS)](train)
 
@@ -54,9 +52,9 @@ def _pets(train: bool) -> Photos:
 
     with folders.download("pets", [_PETS]):
         root = _root(_PETS, lambda: tvd.OxfordIIITPet(folders.CACHE, download=True))
-    files = sorted((root / _PETS).glob("*.jpg"))
-    parts = train_test_split(files, test_size=0.05, random_state=42)
-    return _labelled(parts[0 if train else 1], sorted({_breed(file) for file in files}), _breed)
+    kinds = {file: file.stem.rsplit("_", 1)[0] for file in sorted((root / _PETS).glob("*.jpg"))}
+    parts = train_test_split(list(kinds), test_size=0.05, random_state=42)
+    return _labelled({file: kinds[file] for file in parts[0 if train else 1]}, sorted(set(kinds.values())))
 
 
 def _flowers(train: bool) -> Photos:
@@ -66,10 +64,9 @@ def _flowers(train: bool) -> Photos:
     needed = f"{_FLOWERS}/setid.mat"
     with folders.download("flowers", [f"{_FLOWERS}/jpg", f"{_FLOWERS}/imagelabels.mat", needed]):
         root = _root(needed, lambda: tvd.Flowers102(folders.CACHE, download=True)) / _FLOWERS
-    labels = scipy.io.loadmat(root / "imagelabels.mat", squeeze_me=True)["labels"]
+    labels = [f"{label:03d}" for label in scipy.io.loadmat(root / "imagelabels.mat", squeeze_me=True)["labels"]]
     numbers = scipy.io.loadmat(root / "setid.mat", squeeze_me=True)["trnid" if train else "valid"]
-    kinds = {root / f"jpg/image_{number:05d}.jpg": f"{labels[number - 1]:03d}" for number in numbers}
-    return _labelled(list(kinds), sorted({f"{label:03d}" for label in labels}), kinds.__getitem__)
+    return _labelled({root / f"jpg/image_{n:05d}.jpg": labels[n - 1] for n in numbers}, sorted(set(labels)))
 
 
 def _voc(train: bool) -> Photos:
@@ -79,7 +76,7 @@ def _voc(train: bool) -> Photos:
     with folders.download("voc", [f"{_VOC}/JPEGImages", f"{_VOC}/Annotations", f"{_VOC}/ImageSets/Main"]):
         root = _root(_VOC, lambda: tvd.VOCDetection(folders.CACHE, download=True))
         found = tvd.VOCDetection(root, image_set="train" if train else "val")
-    order = list(range(len(found)))
+    order: Any = range(len(found))
     if not train:
         order = list(DataLoader(order, batch_size=None, shuffle=True, generator=torch.Generator().manual_seed(2)))
     labels = torch.zeros(len(found), len(_VOC_CLASSES))
@@ -89,12 +86,8 @@ def _voc(train: bool) -> Photos:
     return Photos(tuple(Path(found.images[index]) for index in order), labels, _VOC_CLASSES)
 
 
-def _breed(file: Path) -> str:
-    return file.stem.rsplit("_", 1)[0]
-
-
-def _labelled(files: list[Path], classes: list[str], kind: Callable[[Path], str]) -> Photos:
-    return Photos(tuple(files), torch.tensor([classes.index(kind(file)) for file in files]), tuple(classes))
+def _labelled(kinds: dict[Path, str], classes: list[str]) -> Photos:
+    return Photos(tuple(kinds), torch.tensor([classes.index(kind) for kind in kinds.values()]), tuple(classes))
 
 
 def _root(needed: str, fetch: Callable[[], Any]) -> Path:

@@ -35,20 +35,12 @@ class ShapeSamples(NamedTuple):
 def render_shapes(latents: Tensor, labels: Tensor | int, *, size: int = 32) -> Tensor:
     """Draw a class shape in the left half and a ring in the right half, both with the same ink.
 
-    Parameters
-    ----------
-    latents : Tensor
-        (B, 8): x, y, size and angle of the class shape, then of the ring. Standard-normal values
-        give readable images: positions, sizes and angles pass through a tanh, so no shape leaves its half.
-    labels : Tensor or int
-        Classes (B,) in 0 to 3: disc, square, triangle, cross.
-    size : int
-        Side of the image in pixels, even.
+    ``latents`` (B, 8) are x, y, size and angle of the class shape, then of the ring. Standard-normal values give
+    readable images: all pass through a tanh, and no shape leaves its half. ``labels`` (B,) are 0 to 3: disc, square,
+    triangle, cross. Images (B, 1, size, size) of an even ``size`` are in [0, 1] and differentiable in the latents.
 
-    Returns
-    -------
-    Tensor
-        (B, 1, size, size) in [0, 1], differentiable in the latents.
+    >>> render_shapes(torch.zeros(2, 8), 0).shape
+    torch.Size([2, 1, 32, 32])
     """
     check_batch(latents, "latents")
     if latents.ndim != 2 or latents.shape[1] != LATENT_DIM:
@@ -66,12 +58,19 @@ def shape_decoder(labels: Tensor | int, *, size: int = 32) -> Callable[[Tensor],
 
     With a tensor of labels it decodes batches of just that length, so give the tangent functions an
     ``internal_batch_size`` of at least 8 · B, or one label at a time.
+
+    >>> shape_decoder(3)(torch.zeros(2, 8)).shape
+    torch.Size([2, 1, 32, 32])
     """
     return functools.partial(render_shapes, labels=labels, size=size)
 
 
 def sample_shapes(n_samples: int, *, generator: torch.Generator, size: int = 32) -> ShapeSamples:
-    """Random images with balanced-at-random classes and standard-normal latents."""
+    """Images with classes and standard-normal latents drawn at random.
+
+    >>> sample_shapes(5, generator=torch.Generator().manual_seed(0)).inputs.shape
+    torch.Size([5, 1, 32, 32])
+    """
     check_count(n_samples, "n_samples")
     check_generator(generator, "cpu")
     labels = torch.randint(len(CLASSES), (n_samples,), generator=generator)
@@ -84,17 +83,11 @@ def sample_shapes(n_samples: int, *, generator: torch.Generator, size: int = 32)
 def _half(latents: Tensor, labels: Tensor | None, size: int) -> Tensor:
     """One shape in a half image (B, size, size / 2); labels None draws the ring."""
     unit = size / 32
-    squashed = torch.tanh(latents)
-    x = (8 + 1.2 * squashed[:, 0]) * unit
-    y = (16 + 8 * squashed[:, 1]) * unit
-    radius = (4.5 + 0.7 * squashed[:, 2]) * unit
-    angle = math.pi / 5 * squashed[:, 3]
-    options = {"device": latents.device, "dtype": latents.dtype}
-    rows = torch.arange(size, **options)[None, :, None] + 0.5 - y[:, None, None]
-    columns = torch.arange(size // 2, **options)[None, None, :] + 0.5 - x[:, None, None]
-    cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    x, y, r, angle = torch.tanh(latents)[..., None, None].unbind(1)
+    rows = torch.arange(size, device=latents.device, dtype=latents.dtype)[:, None] + 0.5 - (16 + 8 * y) * unit
+    columns = torch.arange(size // 2, device=latents.device, dtype=latents.dtype) + 0.5 - (8 + 1.2 * x) * unit
+    r, cosine, sine = (4.5 + 0.7 * r) * unit, (math.pi / 5 * angle).cos(), (math.pi / 5 * angle).sin()
     u, v = cosine * columns + sine * rows, cosine * rows - sine * columns
-    r = radius[:, None, None]
     if labels is None:
         # an ellipse, so that the ring's angle moves it and its tangent space has full rank
         distance = (_length(u * 1.15, v / 1.15, unit) - 0.85 * r).abs() - 0.24 * r

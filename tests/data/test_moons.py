@@ -31,7 +31,7 @@ def test_a_network_trained_in_a_stack_is_the_one_trained_alone():
 def test_it_is_plain_training_with_adam():
     (case,) = moons.train_moons((0.1,), (12,), n_points=400, n_epochs=2)
     generator = torch.Generator().manual_seed(12)
-    model = moons._started(generator)
+    model = moons.mlp(generator=generator)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(2):
         order = torch.randperm(300, generator=generator)
