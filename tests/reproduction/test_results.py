@@ -2,12 +2,11 @@ import json
 import os
 
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 
-from manifold_lib.reproduction import execute, runtime
+from manifold_lib.reproduction import runtime
 from manifold_lib.reproduction.claims import claim, not_attempted
 from manifold_lib.reproduction.results import Results, bracket, number, validate
 
@@ -268,12 +267,3 @@ def test_no_note_names_the_folder_of_the_data(folders, monkeypatch, tmp_path):
     results.finish()
     text = (runtime.FIGURES / "smoke" / "02_example" / "results.json").read_text()
     assert str(tmp_path) not in text and "looked for x in $MANIFOLD_DATA and in data/cache" in text
-
-
-def test_no_output_names_the_folder_of_the_data(monkeypatch, tmp_path):
-    monkeypatch.setenv("MANIFOLD_DATA", str(tmp_path / "sets"))
-    output = nbformat.v4.new_output(
-        "stream", name="stdout", text=f"looked in {tmp_path / 'sets'} and {tmp_path}/sets/x\n"
-    )
-    text = execute.tidy(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])]))
-    assert str(tmp_path) not in text and "looked in $MANIFOLD_DATA/ and $MANIFOLD_DATA/x" in text
