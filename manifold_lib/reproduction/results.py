@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from ..core import files
 from ..data import folders
 from . import claims, runtime
+from .claims import claim as claim, interval as interval, not_attempted as not_attempted  # for notebooks
 
 
 def _object(**properties: Any) -> dict[str, Any]:

@@ -9,8 +9,7 @@ import torchvision.datasets as tvd
 from files_of_sets import idx, images_and_labels, md5, snapshot
 
 from manifold_lib.core import files
-from manifold_lib.data import datasets
-from manifold_lib.data import folders as places
+from manifold_lib.data import datasets, folders as places
 
 # --- MNIST, Fashion-MNIST -------------------------------------------------------------------------
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from manifold_lib.core import files
-from manifold_lib.data import datasets
-from manifold_lib.data import folders as places
+from manifold_lib.data import datasets, folders as places
 
 
 class Malicious:

@@ -1,7 +1,6 @@
 import pytest
 
-from manifold_lib.data import datasets
-from manifold_lib.data import folders as places
+from manifold_lib.data import datasets, folders as places
 
 
 def test_a_folder_of_one_set_is_not_taken_for_another(mnist, monkeypatch):

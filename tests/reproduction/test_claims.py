@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from manifold_lib.reproduction.claims import KINDS, VERDICTS, claim, interval, judge, not_attempted
 

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from manifold_lib.core import files
-from manifold_lib.data import datasets
-from manifold_lib.data import folders as places
+from manifold_lib.data import datasets, folders as places
 from manifold_lib.models.vae import VAE, Autoencoder
 from manifold_lib.reproduction import runtime, training, zoo
 
