@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_batch, check_choice, check_count, check_generator, check_positive, check_range
-from ..core.scorer import Model, check_differentiable, left_as_found, resolve_target
+from ..core.scorer import Model, Target, check_differentiable, scoring
+from .faithfulness import logits
 
 
 def pgd(
     model: Model,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     eps: float | Tensor,
     norm: str = "l2",
@@ -22,19 +25,18 @@ def pgd(
     norm_scope: str = "sample",
     clamp: tuple[float, float] | None = (0.0, 1.0),
     generator: torch.Generator | None = None,
+    additional_forward_args: Any = None,
 ) -> Tensor:
-    """Projected gradient descent (Madry et al. 2018): inputs near ``inputs`` that the model gets wrong.
+    """Projected gradient descent (Madry et al. 2018): inputs within ``eps`` that the model gets wrong, (B, *shape).
 
     Parameters
     ----------
-    model : callable
-        Logits (B, C) from inputs (B, *shape); its mode is used as found.
-    inputs : Tensor
-        (B, *shape).
+    model, inputs, additional_forward_args
+        As for :func:`manifold_lib.gradient`; the model gives logits (B, C).
     target : int, Tensor or None
         The labels to move away from; None means the classes predicted at ``inputs``.
     eps : float or Tensor
-        Radius of the ball in the units of ``inputs``, one for all or one per image (B,).
+        Radius of the ball in input units, one for all or one per image (B,).
     norm : {"l2", "linf"}
     n_steps : int
         Gradient steps.
@@ -48,10 +50,16 @@ def pgd(
     generator : torch.Generator, optional
         For a random start at half the radius; None starts at ``inputs``.
 
-    Returns
-    -------
-    Tensor
-        (B, *shape), detached, within ``eps`` of ``inputs`` and within ``clamp``.
+    Raises
+    ------
+    ValueError
+        For bad input, naming the argument, what it got and what it wants.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.pgd(lambda x: torch.cat([x, -x], 1), torch.tensor([[0.25]]), eps=0.5, clamp=None)
+    tensor([[-0.2500]])
     """
     check_batch(inputs)
     check_choice(norm, "norm", ("l2", "linf"))
@@ -65,10 +73,7 @@ def pgd(
         raise ValueError("norm_scope: 'batch' is defined for norm='l2' only")
 
     inputs = inputs.detach()
-    with left_as_found(model, inputs):
-        labels = resolve_target(model, inputs, target, len(inputs))
-        if labels is None:
-            raise ValueError("model: got scores (B,), wants logits (B, C) for the cross-entropy")
+    with scoring(model, inputs, target, n_points=0, additional_forward_args=additional_forward_args) as scorer:
         delta = torch.zeros_like(inputs)
         if generator is not None:
             noise = torch.randn(inputs.shape, generator=generator, device=device, dtype=inputs.dtype)
@@ -76,7 +81,7 @@ def pgd(
         for _ in range(n_steps):
             points = (inputs + delta).requires_grad_()
             with torch.enable_grad():
-                loss = F.cross_entropy(model(points.clone()), labels, reduction="sum")
+                loss = F.cross_entropy(*logits(scorer, points), reduction="sum")
                 check_differentiable(loss)
             (gradient,) = torch.autograd.grad(loss, points, materialize_grads=True)
             delta = delta + share * radius * ascent_direction(gradient, norm, norm_scope)
@@ -102,18 +107,19 @@ def radius_of(eps: float | Tensor, inputs: Tensor, norm_scope: str) -> Tensor:
     return torch.full((1, *ones), number, dtype=inputs.dtype, device=inputs.device)
 
 
-def _length(vectors: Tensor, norm_scope: str) -> Tensor:
-    """L2 norm per image, or of the whole batch, shaped to broadcast."""
-    dims = tuple(range(vectors.ndim)) if norm_scope == "batch" else tuple(range(1, vectors.ndim))
-    return torch.linalg.vector_norm(vectors, dim=dims, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
-
-
 def ascent_direction(gradient: Tensor, norm: str, norm_scope: str) -> Tensor:
     """Steepest ascent of unit norm."""
     return gradient.sign() if norm == "linf" else gradient / _length(gradient, norm_scope)
 
 
 def into_ball(delta: Tensor, radius: Tensor, norm: str, norm_scope: str) -> Tensor:
+    """The nearest point of the ball; in the L2 norm of the batch, in the direction of ``delta``."""
     if norm == "linf":
         return torch.minimum(torch.maximum(delta, -radius), radius)
     return delta * (radius / _length(delta, norm_scope)).clamp_max(1)
+
+
+def _length(vectors: Tensor, norm_scope: str) -> Tensor:
+    """L2 norm per image, or of the whole batch, shaped to broadcast."""
+    dims = tuple(range(vectors.ndim)) if norm_scope == "batch" else tuple(range(1, vectors.ndim))
+    return torch.linalg.vector_norm(vectors, dim=dims, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)

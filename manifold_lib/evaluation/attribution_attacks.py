@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -24,17 +23,11 @@ from ..core.checks import (
     warn_non_finite,
 )
 from ..core.progress import progress_bar
-from ..core.scorer import Model, left_as_found, resolve_target
+from ..core.scorer import Model, Scorer, Target, scoring
 from .attacks import ascent_direction, into_ball, radius_of
+from .faithfulness import logits
+from .sanity import Attribution, takes, with_arguments
 from .similarity import relevance
-
-Attribution = Callable[[Model, Tensor, Tensor | None], Tensor]
-
-_MOMENTUM, _STEP_SHARE = 0.9, 2.5
-_OUTPUT_WEIGHT = 1.0
-_JUDGED_EVERY = 10
-_IN_PLACE = (torch.relu_, Tensor.relu_, F.relu_)
-_RELUS = (F.relu, torch.relu, Tensor.relu, *_IN_PLACE)
 
 
 class Attack(NamedTuple):
@@ -56,7 +49,7 @@ def attribution_attack(
     model: Model,
     inputs: Tensor,
     target_maps: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
     attribution: Attribution,
     eps: float | Tensor,
@@ -64,6 +57,7 @@ def attribution_attack(
     n_steps: int = 200,
     clamp: tuple[float, float] | None = (0.0, 1.0),
     softplus_beta: tuple[float, float] | None = (10.0, 100.0),
+    additional_forward_args: Any = None,
     internal_batch_size: int = 16,
     progress: bool = False,
 ) -> Attack:
@@ -71,8 +65,8 @@ def attribution_attack(
 
     Descends ‖n(A(u)) − n(T)‖² / ‖n(T)‖² + KL(p(x) ‖ p(u)) over u, where n sums |A| over channels and scales the sum
     to 1, by projected steps along the gradient averaged with momentum, shorter towards the end. A ReLU network has no
-    second derivative, so its ReLUs act as softplus meanwhile, sharper with each step. Kept is the image that is nearest
-    to the target map on the network as it is, of those judged (every tenth) whose prediction is as it was.
+    second derivative, so meanwhile its ReLUs act as softplus, sharper with each step. Every tenth image on the way is
+    judged on the network as it is. Of those whose prediction is as it was, the one nearest to the target map is kept.
 
     Parameters
     ----------
@@ -85,28 +79,36 @@ def attribution_attack(
         The class whose attribution is attacked; None means the class predicted at ``inputs``.
     attribution : callable
         ``attribution(model, inputs, target)`` -> (B, *shape), differentiable. Functions of this library that take
-        ``create_graph`` are given it; fix their other arguments with :func:`functools.partial`.
+        ``create_graph`` are given it; fix their other arguments with :func:`functools.partial`. With other arguments of
+        the model it is also given ``additional_forward_args=``, those of each image; the model it is given knows the
+        rest.
     eps : float or Tensor
-        Radius of the ball in the units of ``inputs``, one for all or one per image (B,).
+        Radius of the ball in input units, one for all or one per image (B,).
     norm : {"linf", "l2"}
     n_steps : int
-        Gradient steps, each as dear as the attribution and its backward pass.
+        Gradient steps. Each costs the attribution and its backward pass.
     clamp : tuple or None
         Valid range of the inputs.
     softplus_beta : tuple or None
         First and last sharpness of the softplus, in between geometrically; None keeps the ReLUs.
+    additional_forward_args : Tensor, tuple or other, optional
+        As for :func:`manifold_lib.gradient`.
     internal_batch_size : int
         Images attacked at once.
-
-    Returns
-    -------
-    Attack
 
     Raises
     ------
     ValueError
-        For bad input; where the attribution carries no gradient, or one that is zero everywhere, as that of a ReLU
-        network's gradient is.
+        For bad input; where the attribution has no graph, or a gradient that is zero everywhere, as that of a ReLU
+        network's gradient is; where the model has other arguments and ``attribution`` does not take them.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> model, x = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh()), torch.rand(1, 2)
+    >>> attack = ml.attribution_attack(model, x, x.flip(1), attribution=ml.input_x_gradient, eps=0.1, n_steps=2)
+    >>> attack.history.shape, bool((attack.inputs - x).abs().max() <= 0.1 + 1e-6)
+    (torch.Size([2, 1]), True)
     """
     check_batch(inputs)
     check_map(target_maps, inputs, "target_maps")
@@ -119,21 +121,17 @@ def attribution_attack(
     radius = radius_of(eps, inputs, "sample").expand(len(inputs), *(1,) * (inputs.ndim - 1))
     if not target_maps.flatten(1).abs().sum(1).all():
         raise ValueError("target_maps: got a map of zeros, wants one that can be scaled to sum 1")
-    inputs, target_maps = inputs.detach(), target_maps.detach()
-    explain = _differentiable(attribution)
-    with left_as_found(model, inputs), warnings.catch_warnings():
-        classes = resolve_target(model, inputs, target, internal_batch_size)
-        if classes is None:
-            raise ValueError("model: got scores (B,), wants logits (B, C), whose prediction is to be kept")
-        found = []
-        chunks = torch.arange(len(inputs), device=inputs.device).split(internal_batch_size)
-        # the attribution would say once more, and at each step, what has been said
+    if not callable(attribution):
+        raise ValueError(f"attribution: got {type(attribution).__name__}, wants a callable (model, inputs, target)")
+    with_arguments(attribution, additional_forward_args)
+    inputs, goals, found = inputs.detach(), relevance(target_maps.detach()), []
+    options = {"additional_forward_args": additional_forward_args, "internal_batch_size": internal_batch_size}
+    with scoring(model, inputs, target, n_points=0, **options) as scorer, warnings.catch_warnings():
+        # the attribution would repeat this warning at each step
         warnings.filterwarnings("ignore", message="the model is in train mode")
-        for rows in chunks:
-            bar = progress_bar(betas, show=progress, desc="attribution attack")
-            goal = relevance(target_maps[rows])
-            bound = (radius[rows], norm, clamp)
-            found.append(_attack(model, inputs[rows], goal, classes[rows], attribution, explain, bound, bar))
+        for rows in torch.arange(len(inputs), device=inputs.device).split(internal_batch_size):
+            bound, bar = (radius[rows], norm, clamp), functools.partial(progress_bar, show=progress)
+            found.append(_attack(scorer.of(rows), inputs[rows], goals[rows], attribution, bound, betas, bar))
     points, maps, kept, history = zip(*found, strict=True)
     attack = Attack(torch.cat(points), torch.cat(maps), torch.cat(kept), torch.cat(history, 1))
     warn_non_finite(attack.attributions, "attribution_attack")
@@ -145,56 +143,75 @@ def attribution_attack(
 
 
 def _attack(
-    model: Model,
+    scorer: Scorer,
     inputs: Tensor,
     goal: Tensor,
-    classes: Tensor,
-    judge: Attribution,
-    explain: Attribution,
+    attribution: Attribution,
     bound: tuple[Tensor, str, tuple[float, float] | None],
-    betas: Collection[float],
+    betas: list[float],
+    bar: Callable,
 ) -> Attack:
-    """Some images at once: ``explain`` keeps the graph that ``judge`` needs not; a sharpness for each step."""
+    """Some images at once."""
     radius, norm, clamp = bound
+    model, own = _with_shared(scorer)
+    judge = with_arguments(attribution, own or None)
+    # the graph is kept for the steps alone
+    explain = functools.partial(judge, create_graph=True) if takes(attribution, "create_graph") else judge
     with torch.no_grad():
-        clean = model(inputs.clone()).log_softmax(1)
-    points, best = inputs.clone(), inputs.clone()
-    # what lies beyond ``clamp`` already may stay there: to move it would leave the ball
+        scores, classes = logits(scorer, inputs)
+    predicted, clean = scores.argmax(1), scores.log_softmax(1)
+    # what is beyond ``clamp`` already may stay there: to move it would leave the ball
     low, high = (None, None) if clamp is None else (inputs.clamp_max(clamp[0]), inputs.clamp_min(clamp[1]))
 
-    def judged(at: Tensor) -> Tensor:
+    def judged(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():  # an attribution of the user's own may need it, and may mark what it is given
-            return judge(model, at.detach().clone(), classes).detach()
+            maps = judge(model, at.detach().clone(), classes).detach()
+        with torch.no_grad():
+            return maps, _distance(maps, goal), logits(scorer, at)[0].argmax(1) == predicted
 
-    best_maps = judged(inputs)
+    points, best = inputs.clone(), inputs.clone()
+    best_maps, distance, _ = judged(inputs)
     # a map of zeros, as IG's of a black image, is at no distance that can be given
-    least = torch.nan_to_num(_distance(best_maps, goal), nan=math.inf)
+    least = torch.nan_to_num(distance, nan=math.inf)
     velocity, history = torch.zeros_like(inputs), []
-    n_steps = len(betas)
-    for i, beta in enumerate(betas):
+    for i, beta in enumerate(bar(betas, desc="attribution attack")):
         points = points.requires_grad_()
         with torch.enable_grad():
             soft = _softened(model, beta)
             distance = _distance(explain(soft, points, classes), goal)
-            change = F.kl_div(soft(points).log_softmax(1), clean, reduction="none", log_target=True).sum(1)
-            gradient = _gradient(distance + _OUTPUT_WEIGHT * change, points, distance, i == 0)
+            change = F.kl_div(soft(points, *own).log_softmax(1), clean, reduction="none", log_target=True).sum(1)
+            gradient = _gradient(distance + change, points, distance, i == 0)
         history.append(distance.detach())
-        velocity = _MOMENTUM * velocity + ascent_direction(gradient, "l2", "sample")
-        share = 2 * (1 - i / n_steps) * _STEP_SHARE / n_steps  # falls to 0, and all add up to _STEP_SHARE radii
+        velocity = 0.9 * velocity + ascent_direction(gradient, "l2", "sample")
+        # steps fall to 0 and add up to 2.5 radii, so that an image can cross the ball
+        share = 2 * (1 - i / len(betas)) * 2.5 / len(betas)
         moved = points.detach() - share * radius * ascent_direction(velocity, norm, "sample")
         points = inputs + into_ball(moved - inputs, radius, norm, "sample")
         points = points if clamp is None else points.clamp(low, high)
-        if (i + 1) % _JUDGED_EVERY == 0 or i + 1 == n_steps:
-            maps = judged(points)
-            with torch.no_grad():
-                kept = model(points.clone()).argmax(1) == clean.argmax(1)
-            distance = _distance(maps, goal)
+        if (i + 1) % 10 == 0 or i + 1 == len(betas):
+            maps, distance, kept = judged(points)
             better = (kept & (distance < least)).view(-1, *(1,) * (inputs.ndim - 1))
             least = torch.where(better.flatten(), distance, least)
             best, best_maps = torch.where(better, points, best), torch.where(better, maps, best_maps)
     with torch.no_grad():
-        kept = model(best.clone()).argmax(1) == clean.argmax(1)
+        kept = logits(scorer, best)[0].argmax(1) == predicted
     return Attack(best, best_maps, kept, torch.stack(history))
+
+
+def _with_shared(scorer: Scorer) -> tuple[Model, tuple]:
+    """The model that knows the arguments that all images share, and those of each image.
+
+    A shared tensor as long as this chunk of images would otherwise be taken for one of theirs.
+    """
+    if all(scorer.follows):
+        return scorer.given, scorer.args
+    pairs = list(zip(scorer.args, scorer.follows, strict=True))
+
+    def model(points: Tensor, *own: Any) -> Tensor:
+        left = iter(own)
+        return scorer.given(points, *(next(left) if follows else arg for arg, follows in pairs))
+
+    return model, tuple(arg for arg, follows in pairs if follows)
 
 
 def _distance(maps: Tensor, goal: Tensor) -> Tensor:
@@ -216,17 +233,6 @@ def _gradient(objective: Tensor, points: Tensor, distance: Tensor, first: bool) 
     return torch.nan_to_num(torch.autograd.grad(objective.sum(), points)[0])
 
 
-def _differentiable(attribution: Any) -> Attribution:
-    """The attribution, asked to keep its graph where it knows how."""
-    if not callable(attribution):
-        raise ValueError(f"attribution: got {type(attribution).__name__}, wants a callable (model, inputs, target)")
-    try:
-        knows = "create_graph" in inspect.signature(attribution).parameters
-    except (TypeError, ValueError):
-        knows = False
-    return functools.partial(attribution, create_graph=True) if knows else attribution
-
-
 def _betas(softplus_beta: tuple[float, float] | None, n_steps: int) -> list[float]:
     """The sharpness at each step, growing geometrically; infinite where ReLUs stay."""
     if softplus_beta is None:
@@ -240,23 +246,26 @@ def _betas(softplus_beta: tuple[float, float] | None, n_steps: int) -> list[floa
 class _Softplus(TorchFunctionMode):
     """While it is entered, ``relu`` is softplus of this sharpness."""
 
+    in_place = (torch.relu_, Tensor.relu_, F.relu_)
+    relus = (F.relu, torch.relu, Tensor.relu, *in_place)
+
     def __init__(self, beta: float) -> None:
         super().__init__()
         self.beta = beta
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _RELUS or not math.isfinite(self.beta):
+        if func not in self.relus or not math.isfinite(self.beta):
             return func(*args, **kwargs)
         given = args[0] if args else kwargs["input"]
-        if func in _IN_PLACE or kwargs.get("inplace", len(args) > 1 and args[1]):
-            return given.copy_(F.softplus(given.clone(), beta=self.beta))  # what it was is seen no more
+        if func in self.in_place or kwargs.get("inplace", len(args) > 1 and args[1]):
+            return given.copy_(F.softplus(given.clone(), beta=self.beta))  # nothing else sees the former values
         return F.softplus(given, beta=self.beta)
 
 
 def _softened(model: Model, beta: float) -> Model:
-    def softened(points: Tensor) -> Tensor:
+    def softened(points: Tensor, *args: Any) -> Tensor:
         with _Softplus(beta):
-            return model(points.clone())  # it may begin with an in-place layer
+            return model(points.clone(), *args)  # it may begin with an in-place layer
 
     return softened

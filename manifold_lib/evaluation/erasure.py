@@ -1,94 +1,176 @@
-"""What a score loses with some entries: comprehensiveness, log-odds and purity (paper 4), DiffID (paper 5)."""
+"""What a score loses with some entries: insertion and deletion, comprehensiveness, log-odds (paper 4), DiffID (5)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_like, check_map, warn_non_finite
-from ..core.passes import plan_passes
-from ..core.scorer import Model, left_as_found, resolve_target
-from .faithfulness import TENTHS, check_ratios, insertion_deletion
+from ..core.checks import check_batch, check_choice, check_like, check_map, floor_of, warn_non_finite
+from ..core.scorer import Model, Target, scoring
+from ..paths.path import column
+from .faithfulness import logits
 
-# shares of the entries in paper 4's curves (section 6.3)
+Ratios = Sequence[float] | Tensor
+
+# Shares of the entries that are replaced: in paper 5's DiffID (section 6), and in paper 4's curves (section 6.3).
+TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 RATIOS = (0.01, 0.02, *(round(0.05 * i, 2) for i in range(1, 14)))
+
+
+class Curves(NamedTuple):
+    """Scores of images with some entries replaced; a curve that was not asked for is None.
+
+    ratios : (R,), shares of the entries that are replaced.
+    insertion : (B, R), the entries of *least* relevance replaced: good maps keep the score.
+    deletion : (B, R), the entries of *most* relevance replaced: good maps lose it.
+    """
+
+    ratios: Tensor
+    insertion: Tensor | None
+    deletion: Tensor | None
+
+
+def insertion_deletion(
+    model: Model,
+    inputs: Tensor,
+    attributions: Tensor,
+    target: Target = None,
+    *,
+    ratios: Ratios = TENTHS,
+    fill: str | float | Tensor = "mean",
+    score: str = "accuracy",
+    rank: str = "abs",
+    unit: str = "entry",
+    curves: str = "both",
+    additional_forward_args: Any = None,
+    internal_batch_size: int | None = None,
+) -> Curves:
+    """Scores while the least (insertion) or the most (deletion) relevant entries are replaced, as DiffID counts them.
+
+    Parameters
+    ----------
+    model, inputs, target, additional_forward_args
+        As for :func:`manifold_lib.gradient`; the model gives logits (B, C).
+    attributions : Tensor
+        (B, *shape), in any unit.
+    ratios : sequence of float
+        R shares in [0, 1]; ⌊r · D⌋ entries are replaced (with ``unit="pixel"``, of H · W pixels).
+    fill : {"mean", "zero"}, float or Tensor
+        What replaces an entry. ``"mean"`` is the mean of the entries of that image that are left; a tensor
+        (B, *shape) is another image, such as a blurred one.
+    score : {"accuracy", "probability", "log_probability"}
+        1 where the target is the predicted class and 0 elsewhere, or the softmax probability of the target, or its log.
+    rank : {"abs", "signed"}
+        Whether relevance is |A| or A.
+    unit : {"entry", "pixel"}
+        ``"pixel"`` adds up the relevance of the channels of images (B, C, H, W) and replaces all of them.
+    curves : {"both", "insertion", "deletion"}
+        One alone takes half the time.
+    internal_batch_size : int, optional
+        Images (times ratios) per pass through the model.
+
+    Raises
+    ------
+    ValueError
+        For bad input, naming the argument, what it got and what it wants.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> x = torch.tensor([[3.0, 2.0, 0.0]])
+    >>> ml.insertion_deletion(lambda x: x, x, x, ratios=[0.4, 0.8], fill="zero").deletion
+    tensor([[0., 1.]])
+    """
+    check_batch(inputs)
+    check_map(attributions, inputs)
+    check_choice(score, "score", ("accuracy", "probability", "log_probability"))
+    check_choice(curves, "curves", ("both", "insertion", "deletion"))
+    relevance, shares = _relevance(attributions, rank, unit), check_ratios(ratios)
+    counts = torch.tensor([floor_of(share * relevance.shape[1]) for share in shares], device=inputs.device)
+    by_mean = isinstance(fill, str) and check_choice(fill, "fill", ("mean", "zero")) == "mean"
+    filled = None if by_mean else check_like(0.0 if isinstance(fill, str) else fill, inputs, "fill")
+    found: dict[str, list[Tensor]] = {kind: [] for kind in ("insertion", "deletion") if curves in ("both", kind)}
+    options = {"additional_forward_args": additional_forward_args, "internal_batch_size": internal_batch_size}
+    with scoring(model, inputs, target, n_points=0, **options) as scorer, torch.no_grad():
+        # ranks take eight bytes, and as many to find: they are kept for the images of eight passes at a time
+        for some in torch.arange(len(inputs), device=inputs.device).split(math.ceil(8 * scorer.forward / len(counts))):
+            ranks = _ranks(relevance[some])
+            for kind, values in found.items():
+                for pair in torch.arange(len(some) * len(counts), device=inputs.device).split(scorer.forward):
+                    own, n_gone = pair // len(counts), counts[pair % len(counts)]
+                    rows = some[own]
+                    fills = None if filled is None else filled[rows]
+                    points = _replaced(inputs[rows], ranks[own], n_gone, fills, kind)
+                    values.append(_judged(*logits(scorer, points, rows), score))
+        finite = torch.isfinite(attributions).flatten(1).all(1, keepdim=True)
+        both = {kind: torch.cat(parts).view(-1, len(counts)).where(finite, torch.nan) for kind, parts in found.items()}
+    warn_non_finite(attributions, "insertion_deletion")
+    given = torch.tensor(shares, dtype=inputs.dtype, device=inputs.device)
+    return Curves(given, both.get("insertion"), both.get("deletion"))
 
 
 def comprehensiveness(
     model: Model,
     inputs: Tensor,
     attributions: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
-    ratios: Sequence[float] | Tensor = RATIOS,
+    ratios: Ratios = RATIOS,
     fill: str | float | Tensor = 0.0,
-    rank: str = "abs",
-    unit: str = "entry",
-    internal_batch_size: int | None = None,
+    **options: Any,
 ) -> Tensor:
-    """p(x) − p(x without its most relevant entries), p the softmax probability of the target: (B, R).
+    """p(x) − p(x without its most relevant entries), p the softmax probability of the target: (B, R) in [−1, 1].
 
-    The paper's area under it is ``torch.trapezoid(values, ratios)``, not divided by the width; more is better.
+    More is better. The paper's area under it is ``torch.trapezoid(values, ratios)``, not divided by the width.
+    Other arguments, ``**options`` among them, and exceptions are those of :func:`insertion_deletion`. By default 1 % to
+    65 % of the entries are replaced, as in the paper, by 0, as in its code.
 
-    Parameters
-    ----------
-    ratios : sequence of float
-        Shares in [0, 1] of the entries that are replaced; 1 % to 65 % in the paper.
-    fill, rank, unit
-        As for :func:`manifold_lib.insertion_deletion`; the published code puts 0 in place of single channel entries.
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> x = torch.tensor([[2.0, 2.0, 0.0]])
+    >>> ml.comprehensiveness(lambda x: x, x, x, ratios=[0.4, 0.7])
+    tensor([[0.3618, 0.1350]])
     """
-    options = {"fill": fill, "rank": rank, "unit": unit, "internal_batch_size": internal_batch_size}
-    return -_losses(model, inputs, attributions, target, ratios, "probability", **options)
+    return -_change(model, inputs, attributions, target, ratios, score="probability", fill=fill, **options)
 
 
 def log_odds(
     model: Model,
     inputs: Tensor,
     attributions: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
-    ratios: Sequence[float] | Tensor = RATIOS,
+    ratios: Ratios = RATIOS,
     fill: str | float | Tensor = 0.0,
-    rank: str = "abs",
-    unit: str = "entry",
-    internal_batch_size: int | None = None,
+    **options: Any,
 ) -> Tensor:
-    """log p(x without its most relevant entries) − log p(x), arguments as for :func:`comprehensiveness`: (B, R).
+    """log p(x without its most relevant entries) − log p(x): (B, R), in nats; less is better.
 
-    Differences of log-probabilities, which the paper calls log-odds; less is better. Its area is taken with a minus.
+    These are differences of log-probabilities, which the paper calls log-odds. Its area is taken with a minus.
+    Arguments and exceptions are those of :func:`comprehensiveness`.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> x = torch.tensor([[2.0, 2.0, 0.0]])
+    >>> ml.log_odds(lambda x: x, x, x, ratios=[0.4, 0.7])
+    tensor([[-1.4809, -0.3400]])
     """
-    options = {"fill": fill, "rank": rank, "unit": unit, "internal_batch_size": internal_batch_size}
-    return _losses(model, inputs, attributions, target, ratios, "log_probability", **options)
+    return _change(model, inputs, attributions, target, ratios, score="log_probability", fill=fill, **options)
 
 
-def _losses(
-    model: Model,
-    inputs: Tensor,
-    attributions: Tensor,
-    target: int | Tensor | None,
-    ratios: Sequence[float] | Tensor,
-    score: str,
-    *,
-    fill: str | float | Tensor,
-    rank: str,
-    unit: str,
-    internal_batch_size: int | None,
+def _change(
+    model: Model, inputs: Tensor, attributions: Tensor, target: Target, ratios: Ratios, **options: Any
 ) -> Tensor:
-    """Score after replacement less that of the whole image, which is a ratio of 0."""
+    """The score after replacement minus that of the whole image, which is a ratio of 0: (B, R)."""
+    shares = [0.0, *check_ratios(ratios)]
     curve = insertion_deletion(
-        model,
-        inputs,
-        attributions,
-        target,
-        ratios=[0.0, *check_ratios(ratios)],
-        fill=fill,
-        score=score,
-        rank=rank,
-        unit=unit,
-        curves="deletion",
-        internal_batch_size=internal_batch_size,
+        model, inputs, attributions, target, ratios=shares, curves="deletion", **options
     ).deletion
     assert curve is not None
     return curve[:, 1:] - curve[:, :1]
@@ -98,50 +180,46 @@ def diffid(
     model: Model,
     inputs: Tensor,
     attributions: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
-    ratios: Sequence[float] | Tensor = TENTHS,
+    ratios: Ratios = TENTHS,
     fill: str | float | Tensor = "mean",
     soft: bool = False,
+    additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
 ) -> Tensor:
     """DiffID (paper 5, section 6): insertion − deletion, the mean over the ratios, per image: (B,) in [−1, 1].
 
-    Its two parts are the means over the ratios of :func:`manifold_lib.insertion_deletion`. With n images the mean moves
-    in steps of 1 / (9 n); below some thirty images rankings are noise.
+    Its two parts are the means over the ratios of :func:`insertion_deletion`, whose arguments and exceptions it has,
+    with relevance |A| of each entry. With n images the mean of DiffID moves in steps of 1 / (9 n): rankings from fewer
+    than some thirty images are noise.
 
     Parameters
     ----------
-    model, inputs, target
-        As for :func:`manifold_lib.gradient`; the model gives logits (B, C). The paper judges against the true class and
-        keeps images that the model gets wrong, which then count for nothing or next to it: give the labels as target.
-    attributions : Tensor
-        (B, *shape), of which only the order of |A| over all entries counts: a pixel may lose one channel alone.
+    target : int, Tensor or None
+        The paper judges against the true class, and keeps images that the model gets wrong: give the labels.
     ratios : sequence of float
         Shares in [0, 1]; of D entries, r · D truncated are replaced, the product in floating point as in the
         released code (0.7 · 90 gives 62).
-    fill
-        As for :func:`manifold_lib.insertion_deletion`: the mean of the entries that are left, one number for an image.
     soft : bool
-        In the place of right or wrong, p(target) over that of the whole image, at most 1.
+        Instead of right or wrong, p(target) over that of the whole image, at most 1.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> x = torch.tensor([[3.0, 2.0, 0.0]])
+    >>> ml.diffid(lambda x: x, x, x, ratios=[0.4, 0.7])
+    tensor([0.5000])
     """
     check_batch(inputs)
     check_map(attributions, inputs)
-    n_entries = inputs[0].numel()
-    shares = check_ratios(ratios)
-    if str(getattr(ratios, "dtype", "float64"))[-7:] != "float64":
+    n_entries, shares = inputs[0].numel(), check_ratios(ratios)
+    if not str(getattr(ratios, "dtype", "float64")).endswith("float64"):
         shares = [round(share, 7) for share in shares]  # 0.7 in single precision is below 0.7
     shares = [int(share * n_entries) / n_entries for share in shares]
-    curves = insertion_deletion(
-        model,
-        inputs,
-        attributions,
-        target,
-        ratios=[0.0, *shares] if soft else shares,
-        fill=fill,
-        score="log_probability" if soft else "accuracy",
-        internal_batch_size=internal_batch_size,
-    )
+    score, shares = ("log_probability", [0.0, *shares]) if soft else ("accuracy", shares)
+    options = {"additional_forward_args": additional_forward_args, "internal_batch_size": internal_batch_size}
+    curves = insertion_deletion(model, inputs, attributions, target, ratios=shares, fill=fill, score=score, **options)
     assert curves.insertion is not None and curves.deletion is not None
     kept, lost = curves.insertion, curves.deletion
     if soft:
@@ -153,49 +231,55 @@ def diffid(
     return (kept - lost).mean(1)
 
 
-def purity(
-    model: Model,
-    inputs: Tensor,
-    attributions: Tensor,
-    target: int | Tensor | None = None,
-    *,
-    baselines: Tensor | float = 0.0,
-    published: bool = False,
-    internal_batch_size: int | None = None,
-) -> Tensor:
-    """Share of the half with the larger Σ|A| whose class is not the one predicted for their baseline (paper 4, 6.1).
+def check_ratios(ratios: Ratios) -> list[float]:
+    """One or more shares in [0, 1]."""
+    try:
+        shares = torch.as_tensor(ratios, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        shares = torch.empty(0)
+    if shares.ndim != 1 or not len(shares) or not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError(f"ratios: got {ratios!r}, wants one or more numbers in [0, 1]")
+    return shares.tolist()
 
-    The predicted class is explained, so that f changes little from the baseline to an input of its own class: the
-    measure asks that Σ|A| ranks the inputs as |Δf| does. 1 is best, and 0.5 what chance gives where half the inputs
-    are of the baseline's class.
 
-    Parameters
-    ----------
-    target : int, Tensor or None
-        The class of each input; None means the predicted one.
-    published : bool
-        The released measure: the mean predicted class (0 or 1) over the half with the *smaller* Σ|A|. It is right where
-        the baseline falls into class 1, and its complement where into class 0.
+def _relevance(attributions: Tensor, rank: str, unit: str) -> Tensor:
+    """Relevance of each entry or pixel: (B, *shape) -> (B, units)."""
+    signed = check_choice(rank, "rank", ("abs", "signed")) == "signed"
+    relevance = attributions.detach() if signed else attributions.detach().abs()
+    if check_choice(unit, "unit", ("entry", "pixel")) == "entry":
+        return relevance.flatten(1)
+    if relevance.ndim != 4:
+        raise ValueError(f"attributions: got shape {tuple(relevance.shape)}, wants (B, C, H, W) for unit='pixel'")
+    return relevance.sum(1).flatten(1)
 
-    Returns
-    -------
-    Tensor
-        A scalar.
-    """
-    check_batch(inputs)
-    check_map(attributions, inputs)
-    baselines = check_like(baselines, inputs, "baselines")
-    with left_as_found(model, inputs), torch.no_grad():
-        model, size = plan_passes(model, inputs, 2, internal_batch_size, backward=False)
-        others = resolve_target(model, baselines, None, size)
-        if others is None:
-            raise ValueError("model: got scores (B,), wants logits (B, C)")
-        classes = resolve_target(model, inputs, target, size)
-        assert classes is not None
-    warn_non_finite(attributions, "purity")
-    sums = attributions.detach().flatten(1).abs().sum(1)
-    order, half = sums.argsort(descending=True, stable=True), len(inputs) // 2
-    if not half:
-        raise ValueError(f"inputs: got shape {tuple(inputs.shape)}, wants two or more, to halve")
-    good = classes[order[-half:]] if published else classes.ne(others)[order[:half]]
-    return good.to(inputs.dtype).mean().where(torch.isfinite(sums).all(), torch.nan)
+
+def _ranks(relevance: Tensor) -> Tensor:
+    """Place of each unit in the order of falling relevance, ties in the order of the units: (B, units) int64."""
+    order = relevance.argsort(dim=1, descending=True, stable=True)
+    return torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+
+
+def _replaced(x: Tensor, ranks: Tensor, counts: Tensor, fill: Tensor | None, kind: str) -> Tensor:
+    """Some images, ``counts`` units of each replaced; rank 0 is the most relevant unit."""
+    gone = ranks < counts[:, None] if kind == "deletion" else ranks >= ranks.shape[1] - counts[:, None]
+    gone = gone.view_as(x) if gone.shape[1] == x[0].numel() else gone.view(-1, 1, *x.shape[2:])
+    if fill is not None:
+        return torch.where(gone, fill, x)
+    left = (~gone).expand_as(x)
+    n_left = left.flatten(1).sum(1)
+    # half precision ends at 65,504, which a sum over an image passes
+    exact = x if x.dtype == torch.float64 else x.float()
+    mean = (exact * left).flatten(1).sum(1) / n_left
+    mean = torch.where(n_left > 0, mean, exact.flatten(1).mean(1)).to(x.dtype)
+    return torch.where(gone, column(mean, x), x)
+
+
+def _judged(scores: Tensor, classes: Tensor, score: str) -> Tensor:
+    """Right or wrong, probability, or its log, of each row: (n, C) and (n,) -> (n,)."""
+    if score == "accuracy":
+        right = (scores.argmax(1) == classes).to(scores.dtype)
+        return right.masked_fill(scores.isnan().any(1), torch.nan)  # neither right nor wrong
+    judged = scores.softmax(1) if score == "probability" else scores.log_softmax(1)
+    return judged.gather(1, classes[:, None])[:, 0]

@@ -14,7 +14,7 @@ from ..core.progress import progress_bar
 
 
 def remove_top(inputs: Tensor, ranking: Tensor, fraction: float, fill: float | Tensor = 0.0) -> Tensor:
-    """Replace the ``fraction`` of entries of each image that rank highest.
+    """Replace the ``fraction`` of entries of each image that rank highest: (B, *shape).
 
     Exactly round(fraction · D) entries are removed. (The published code removes those above a quantile,
     fewer than asked for where a map has ties at zero.)
@@ -22,11 +22,22 @@ def remove_top(inputs: Tensor, ranking: Tensor, fraction: float, fill: float | T
     Parameters
     ----------
     inputs, ranking : Tensor
-        (B, *shape) both; ties are broken by position.
+        (B, *shape) both; of tied entries the first are removed.
     fraction : float
         In [0, 1].
     fill : float or Tensor
-        Value put in their place: a number, or a tensor that broadcasts over ``inputs``.
+        Value put in their place, in input units: a number, or a tensor that broadcasts over ``inputs``.
+
+    Raises
+    ------
+    ValueError
+        For inputs that are no batch, a ranking of another shape, or a fraction outside [0, 1].
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.remove_top(torch.tensor([[5.0, 6.0, 7.0, 8.0]]), torch.tensor([[1.0, 9.0, 2.0, 3.0]]), 0.5)
+    tensor([[5., 0., 7., 0.]])
     """
     check_batch(inputs)
     if not isinstance(ranking, Tensor) or ranking.shape != inputs.shape:
@@ -66,10 +77,27 @@ def retrain(
     train_labels, test_labels : Tensor
         (N,) and (N_test,).
 
+    epochs, batch_size, learning_rate
+        Of Adam with a one-cycle schedule.
+    seed : int
+        Of the first weights and of the batches.
+
     Returns
     -------
     Tensor
         (M, N_test) bool.
+
+    Raises
+    ------
+    ValueError
+        For images that are no M batches, test images of another shape, or a number of epochs below 1.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> x, y = torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1])
+    >>> ml.retrain(lambda: torch.nn.Linear(1, 2), x[None], y, x[None], y, epochs=100, learning_rate=0.1)
+    tensor([[True, True]])
     """
     check_count(epochs, "epochs")
     check_batch(train_inputs, "train_inputs", min_dim=3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import check_batch, check_count, check_generator, check_map, check_positive, warn_non_finite
-from ..core.scorer import Model, left_as_found
+from ..core.scorer import Model, Target, scoring
+
+# ``attribution(model, inputs, target, **options)`` -> (B, *shape)
+Attribution = Callable[..., Tensor]
 
 
 def randomised(model: nn.Module, *, n_layers: int | None = None, generator: torch.Generator | None = None) -> nn.Module:
     """A copy of the network with the weights of its last layers drawn anew (Adebayo et al. 2018).
 
-    A map that hardly changes with it shows the image and not the network.
+    A map that hardly changes with it depends on the image and not on the network.
 
     Parameters
     ----------
@@ -32,6 +37,19 @@ def randomised(model: nn.Module, *, n_layers: int | None = None, generator: torc
     -------
     nn.Module
         In the model's mode, parameters frozen or not as the model's are.
+
+    Raises
+    ------
+    ValueError
+        For what is no module, more layers than there are, and weights that no ``reset_parameters`` draws anew.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    >>> other = ml.randomised(model, n_layers=1)
+    >>> [torch.equal(model[i].weight, other[i].weight) for i in (0, 1)]
+    [True, False]
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: got {type(model).__name__}, wants an nn.Module, whose layers can be drawn anew")
@@ -61,47 +79,86 @@ def randomised(model: nn.Module, *, n_layers: int | None = None, generator: torc
 def max_sensitivity(
     model: Model,
     inputs: Tensor,
-    target: int | Tensor | None = None,
+    target: Target = None,
     *,
-    attribution: Callable[[Model, Tensor, int | Tensor | None], Tensor],
+    attribution: Attribution,
     radius: float = 0.02,
     n_samples: int = 10,
     maps: Tensor | None = None,
     generator: torch.Generator | None = None,
+    additional_forward_args: Any = None,
 ) -> Tensor:
-    """max over δ of ‖A(x + δ) − A(x)‖₂ / ‖A(x)‖₂, per image: (B,) (Yeh et al. 2019).
+    """max over δ of ‖A(x + δ) − A(x)‖₂ / ‖A(x)‖₂, per image: (B,), without a unit (Yeh et al. 2019).
 
     δ is uniform in a cube, one draw for all images, so that no value depends on the batch.
 
     Parameters
     ----------
+    model, inputs, target, additional_forward_args
+        As for :func:`manifold_lib.gradient`. Give ``target`` where it is to stay the same.
     attribution : callable
-        ``attribution(model, inputs, target)`` -> (B, *shape). Give ``target`` where it is to stay the same.
+        ``attribution(model, inputs, target)`` -> (B, *shape). With other arguments of the model it is also given
+        ``additional_forward_args=``.
     radius : float
         Half the side of the cube, in input units.
     n_samples : int
         Draws, each of which costs one attribution of the batch. More draws find larger values.
     maps : Tensor, optional
-        A(x), (B, *shape), where it is at hand.
+        A(x), (B, *shape), where it is known already.
+    generator : torch.Generator, optional
+        For δ.
 
     Returns
     -------
     Tensor
         (B,), 0 for a map that does not move at all; NaN, with a warning, where A(x) is zero everywhere.
+
+    Raises
+    ------
+    ValueError
+        For bad input, and where the model has other arguments and ``attribution`` does not take them.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> model, seed = torch.nn.Linear(2, 2), torch.Generator().manual_seed(0)
+    >>> ml.max_sensitivity(model, torch.ones(1, 2), 0, attribution=ml.gradient, generator=seed)
+    tensor([0.])
     """
     check_batch(inputs)
     check_positive(radius, "radius")
     check_count(n_samples, "n_samples")
     device = check_generator(generator, inputs.device)
-    with left_as_found(model, inputs), warnings.catch_warnings():
-        # the attribution would say with each draw what has been said
+    explain = with_arguments(attribution, additional_forward_args)
+    # the attribution resolves the class itself, for each draw; class 0 in its place spares a pass
+    any_class = 0 if target is None else target
+    with scoring(model, inputs, any_class, n_points=0), warnings.catch_warnings():
+        # the attribution would repeat this warning for each draw
         warnings.filterwarnings("ignore", message="the model is in train mode")
-        maps = check_map(attribution(model, inputs, target) if maps is None else maps, inputs, "maps")
+        maps = check_map(explain(model, inputs, target) if maps is None else maps, inputs, "maps")
         size, worst = maps.flatten(1).norm(dim=1), inputs.new_zeros(len(inputs))
         for _ in range(n_samples):
             noise = torch.rand(inputs.shape[1:], generator=generator, device=device, dtype=inputs.dtype)
-            moved = attribution(model, inputs + radius * (2 * noise - 1).to(inputs.device), target)
+            moved = explain(model, inputs + radius * (2 * noise - 1).to(inputs.device), target)
             worst = torch.maximum(worst, (moved - maps).flatten(1).norm(dim=1))
     found = worst / size
     warn_non_finite(found[:, None], "max_sensitivity")
     return found
+
+
+def with_arguments(attribution: Attribution, additional_forward_args: Any) -> Attribution:
+    """The attribution with other arguments of the model, where there are some."""
+    if additional_forward_args is None:
+        return attribution
+    if not takes(attribution, "additional_forward_args"):
+        raise ValueError("attribution: got one without additional_forward_args, wants it to take what the model takes")
+    return functools.partial(attribution, additional_forward_args=additional_forward_args)
+
+
+def takes(attribution: Attribution, keyword: str) -> bool:
+    """Whether a callable takes this keyword, by name or as one of its ``**options``."""
+    try:
+        parameters = inspect.signature(attribution).parameters
+    except (TypeError, ValueError):
+        return False
+    return keyword in parameters or any(part.kind is part.VAR_KEYWORD for part in parameters.values())

@@ -7,18 +7,15 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_batch, check_count
-from ..paths.path import Path
-from .tangent import Decoder, check_mode
-
-# Images decoded at once: on a CPU more would leave the cache.
-_CPU_IMAGES, _GPU_IMAGES = 256, 8192
-_RESAMPLINGS = 2
+from ..core.modules import check_mode
+from ..paths.path import Path, even_times
+from .tangent import Decoder
 
 
 def curve_energy(decoder: Decoder, points: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
     """Discrete energy ½ n Σ_i ‖g(z_{i+1}) − g(z_i)‖² of curves of n segments (paper 3, eq. 2; Shao et al. 2018).
 
-    At least ½ length², and equal to it at constant decoded speed.
+    At least ½ length², and equal to it at constant decoded speed. Differentiable in the points.
 
     Parameters
     ----------
@@ -33,13 +30,33 @@ def curve_energy(decoder: Decoder, points: Tensor, *, internal_batch_size: int |
     -------
     Tensor
         (B,), in squared output units.
+
+    Raises
+    ------
+    ValueError
+        For bad input, naming the argument, what it got and what it wants; for a decoder in train mode.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.curve_energy(lambda z: 3 * z, torch.tensor([[[0.0], [1.0], [2.0]]]))
+    tensor([18.])
     """
     steps = decoded_steps(decoder, points, internal_batch_size)
     return steps.square().sum(1) * steps.shape[1] / 2
 
 
 def curve_length(decoder: Decoder, points: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
-    """Length Σ_i ‖g(z_{i+1}) − g(z_i)‖ of the decoded polyline, in output units: (B, T, *latent) -> (B,)."""
+    """Length Σ_i ‖g(z_{i+1}) − g(z_i)‖ of the decoded polyline, in output units: (B, T, *latent) -> (B,).
+
+    Arguments and exceptions are those of :func:`curve_energy`.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.curve_length(lambda z: 3 * z, torch.tensor([[[0.0], [1.0], [2.0]]]))
+    tensor([6.])
+    """
     return decoded_steps(decoder, points, internal_batch_size).sum(1)
 
 
@@ -60,10 +77,9 @@ def decode_curves(decoder: Decoder, points: Tensor) -> Tensor:
     """Images of all points, flat: (B, T, *latent) -> (B, T, D)."""
     # a copy, since a decoder may begin with an in-place layer
     images = decoder(points.flatten(0, 1).clone())
-    if images.ndim < 2 or len(images) != points.shape[0] * points.shape[1]:
-        raise ValueError(
-            f"decoder: got output {tuple(images.shape)}, wants ({points.shape[0] * points.shape[1]}, *shape)"
-        )
+    n_images = points.shape[0] * points.shape[1]
+    if images.ndim < 2 or len(images) != n_images:
+        raise ValueError(f"decoder: got output {tuple(images.shape)}, wants ({n_images}, *shape)")
     return images.flatten(1).unflatten(0, points.shape[:2])
 
 
@@ -71,11 +87,7 @@ def in_parts(decoder: Decoder, size: int | None) -> Decoder:
     """The decoder, given at most so many latents at once."""
     if size is None:
         return decoder
-
-    def decode(latents: Tensor) -> Tensor:
-        return torch.cat([decoder(part) for part in latents.split(size)])
-
-    return decode
+    return lambda latents: torch.cat([decoder(part) for part in latents.split(size)])
 
 
 def check_curves(points: Tensor) -> Tensor:
@@ -89,39 +101,43 @@ def check_curves(points: Tensor) -> Tensor:
 def curves_at_once(n_points: int, like: Tensor, internal_batch_size: int | None) -> int:
     """How many curves of so many points to decode at once."""
     if internal_batch_size is None:
-        internal_batch_size = _GPU_IMAGES if like.device.type == "cuda" else _CPU_IMAGES
+        internal_batch_size = 8192 if like.device.type == "cuda" else 256  # more would leave a CPU's cache
     return max(check_count(internal_batch_size, "internal_batch_size") // n_points, 1)
 
 
 def resample(decoder: Decoder, points: Tensor, n_steps: int, *, internal_batch_size: int | None = None) -> Tensor:
-    """Points of the same curves, n_steps + 1 of them, at constant decoded speed: (B, n_steps + 1, *latent).
+    """Points of the same curves at constant decoded speed: (B, n_steps + 1, *latent).
 
     The curve through the given points, at equal steps of time, is a cubic spline. The ends are exact.
+    Other arguments and exceptions are those of :func:`curve_energy`.
+
+    Parameters
+    ----------
+    n_steps : int
+        Segments of the result.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.resample(lambda z: 3 * z, torch.tensor([[[0.0], [4.0]]]), 4)
+    tensor([[[0.],
+             [1.],
+             [2.],
+             [3.],
+             [4.]]])
     """
     check_count(n_steps, "n_steps")
     steps = decoded_steps(decoder, points, internal_batch_size)
     times = _equal_times(points)
-    for _ in range(_RESAMPLINGS):
+    for _ in range(2):  # lengths between the given points are known after a first resampling only
         times = even_times(times, steps, max(n_steps, points.shape[1] - 1))
         steps = decoded_steps(decoder, spline_points(points, times), internal_batch_size)
     return _at_times(points, even_times(times, steps, n_steps))
 
 
 def resample_once(decoder: Decoder, points: Tensor, n_steps: int) -> Tensor:
-    """:func:`resample` by the arc lengths of the given points alone: half as dear, and even where they are."""
+    """:func:`resample` by the arc lengths of the given points alone: half the work, and even only where they are."""
     return _at_times(points, even_times(_equal_times(points), decoded_steps(decoder, points), n_steps))
-
-
-def even_times(times: Tensor, steps: Tensor, n_steps: int) -> Tensor:
-    """Times at equal parts of the arc length, which is linear between given times: (B, T), (B, T − 1) -> (B, n + 1)."""
-    arc = torch.cat([steps.new_zeros(len(steps), 1), torch.nan_to_num(steps).cumsum(1)], 1)
-    even = torch.linspace(0, 1, n_steps + 1, device=arc.device, dtype=arc.dtype)
-    wanted = even * arc[:, -1:]
-    edge = (torch.searchsorted(arc, wanted.contiguous(), right=True) - 1).clamp(0, steps.shape[1] - 1)
-    start, stop = arc.gather(1, edge), arc.gather(1, edge + 1)
-    share = ((wanted - start) / (stop - start).clamp_min(torch.finfo(arc.dtype).tiny)).clamp(0, 1)
-    early, late = times.gather(1, edge), times.gather(1, edge + 1)
-    return torch.where(arc[:, -1:] > 0, early + share * (late - early), even)
 
 
 def _equal_times(points: Tensor) -> Tensor:
@@ -137,17 +153,12 @@ def _at_times(points: Tensor, times: Tensor) -> Tensor:
 def spline_path(points: Tensor) -> Path:
     """The path in latents whose points at equal steps of time are given: (B, T, *latent)."""
     check_curves(points)
-
-    def at(rows: Tensor, t: Tensor) -> Tensor:
-        return spline_points(points[rows], t[:, None]).squeeze(1)
-
-    return Path(at, end=points[:, -1])
+    return Path(lambda rows, t: spline_points(points[rows], t[:, None]).squeeze(1), end=points[:, -1])
 
 
 def spline_points(points: Tensor, times: Tensor) -> Tensor:
     """Cubic splines through points at equal steps of time: (B, T, *latent) at times (B, N) -> (B, N, *latent)."""
-    n_edges = points.shape[1] - 1
-    flat = points.flatten(2)
+    n_edges, flat = points.shape[1] - 1, points.flatten(2)
     slopes = torch.einsum("ts,bsd->btd", _slopes(n_edges).to(flat), flat)
     position = times * n_edges
     edge = position.detach().floor().long().clamp(0, n_edges - 1)
@@ -165,11 +176,9 @@ def _slopes(n_edges: int) -> Tensor:
     """The matrix that takes values at equal steps to the slopes of their cubic spline, per segment: (T, T)."""
     from scipy.interpolate import CubicSpline  # here, since it takes seconds to import
 
-    values = np.eye(n_edges + 1)
-    if n_edges < 3:  # a parabola, or a line
-        return torch.from_numpy(np.gradient(values, axis=0, edge_order=min(n_edges, 2)))
     times = np.arange(n_edges + 1)
-    return torch.from_numpy(CubicSpline(times, values, bc_type="not-a-knot")(times, 1))
+    # through three points it is a parabola, through two a line
+    return torch.from_numpy(CubicSpline(times, np.eye(n_edges + 1), bc_type="not-a-knot")(times, 1))
 
 
 def knot_basis(n_steps: int, n_knots: int | None, like: Tensor) -> Tensor:
@@ -185,8 +194,7 @@ def knot_basis(n_steps: int, n_knots: int | None, like: Tensor) -> Tensor:
 
 def line_between(start: Tensor, end: Tensor, n_steps: int) -> Tensor:
     """Points on straight lines, ends included: (B, *latent) twice -> (B, n_steps + 1, *latent)."""
-    t = torch.linspace(0, 1, n_steps + 1, dtype=start.dtype, device=start.device)
-    t = t.view(1, -1, *(1,) * (start.ndim - 1))
+    t = torch.linspace(0, 1, n_steps + 1, dtype=start.dtype, device=start.device).view(-1, *(1,) * (start.ndim - 1))
     line = start[:, None] + t * (end - start)[:, None]
     line[:, -1] = end
     return line

@@ -1,8 +1,8 @@
 """Geodesics of the pullback metric JᵀJ of a decoder: batched curves of least energy between latents.
 
 The energy of a discrete curve needs one decode of its points, and its gradient one backward pass; the metric itself
-is never integrated. The descent is preconditioned (:mod:`manifold_lib.geometry.hessian`), so that the number of iterations
-depends neither on the number of points nor on the scale of the latents, and a linear decoder needs none.
+is never integrated. The solver is preconditioned (:mod:`manifold_lib.geometry.solver`), so that the number of
+iterations depends neither on the number of points nor on the scale of the latents, and a linear decoder needs none.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_batch, check_count, check_like, check_positive
+from ..core.modules import check_mode
 from ..core.progress import progress_bar
 from .curves import (
     curve_energy,
@@ -26,17 +27,11 @@ from .curves import (
     resample,
     resample_once,
 )
-from .descent import descend
-from .hessian import mean_metric, mean_stretch
-from .tangent import Decoder, check_mode
+from .solver import descend, mean_metric, mean_stretch
+from .tangent import Decoder
 
-_COARSEST = 4
-# The images of a coarser curve can jump over what lies between them: its energy is taken on twice the points.
-_FINE = 32
-_STRICT = 1e-3  # of the tolerance, for a straight line to be left as it is
-_COARSE_SHARE = 0.5  # level l of L ends at the share (l / L)^0.5 of the passes: coarse curves leave little to do
-# Without Jacobians the full step raised the energy of every pair of latents we tried, a tenth of it that of few.
-_CAREFUL = 1 / 16
+# Segments of the coarsest curve. Fewer bend too little to be worth a level of their own.
+COARSEST = 4
 
 
 class Geodesic(NamedTuple):
@@ -76,7 +71,7 @@ def geodesic(
         (B, *latent) -> (B, *shape); its Jacobian gives the metric JᵀJ. Other metrics are other maps: stack the
         decoder and a multiple of the classifier's scores to count the classifier in.
     start, end : Tensor
-        (B, *latent), the ends, kept exactly.
+        (B, *latent), the ends, kept exactly. ``end`` may also be (1, *latent) or a number.
     n_steps : int
         Segments of the curve. Below 32 the energy is taken on twice as many, since the images of a coarse curve can
         jump over what lies between them.
@@ -89,11 +84,26 @@ def geodesic(
         A cubic spline with this many inner knots instead of a curve whose every point moves.
     internal_batch_size : int, optional
         Images decoded at once.
+    progress : bool
+        Show a bar over the curves.
 
     Returns
     -------
     Geodesic
-        Never of more energy than the straight line.
+        Never of more energy than the straight line. Curves that have not converged are counted in one warning.
+
+    Raises
+    ------
+    ValueError
+        For bad input, half precision, a decoder in train mode, without a derivative, or whose images of the straight
+        line are not finite.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> sphere = lambda z: torch.stack([z[:, 0].sin() * z[:, 1].cos(), z[:, 0].sin() * z[:, 1].sin(), z[:, 0].cos()], 1)
+    >>> ml.geodesic(sphere, torch.tensor([[0.5, 0.0]]), torch.tensor([[0.7, 2.2]]), n_steps=32).length.round(decimals=3)
+    tensor([1.0590])
     """
     check_batch(start, "start")
     if start.dtype not in (torch.float32, torch.float64):
@@ -125,7 +135,7 @@ def geodesic(
 
 def _n_seen(n_steps: int) -> int:
     """Segments on which the energy of a curve is taken."""
-    return 2 * n_steps if n_steps < _FINE else n_steps
+    return 2 * n_steps if n_steps < 32 else n_steps
 
 
 def _solve(
@@ -133,15 +143,20 @@ def _solve(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points, iterations and convergence of a few curves."""
     line = line_between(start, end, n_steps)
-    _check_finite(decoder, line)
+    bad = ~torch.isfinite(curve_energy(decoder, line))
+    if bad.any():
+        rows = bad.nonzero().flatten().tolist()[:8]
+        raise ValueError(f"decoder: got NaN or infinity on the straight line of curves {rows}, wants finite images")
     iterations = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     if not max_iter:
         return line, iterations, torch.zeros_like(iterations, dtype=torch.bool)
     metric, knots = mean_stretch(decoder, line), knot_basis(n_steps, n_knots, line)
-    if max_iter < 2 * _COARSEST:  # so few passes pay neither for levels nor for Jacobians
-        return descend(decoder, line, knots, max_iter, tolerance, iterations, metric, _CAREFUL)
-    # one look, with a strict rule, leaves alone what is a geodesic from the start
-    points, iterations, converged = descend(decoder, line, knots, 1, _STRICT * tolerance, iterations, metric)
+    if max_iter < 2 * COARSEST:  # too few passes for levels and Jacobians
+        # without Jacobians the full first step raised the energy of every pair of latents that we tried, a tenth of it
+        # that of few
+        return descend(decoder, line, knots, max_iter, tolerance, iterations, metric, 1 / 16)
+    # one pass, with a strict tolerance, finds the curves that are geodesics from the start
+    points, iterations, converged = descend(decoder, line, knots, 1, 1e-3 * tolerance, iterations, metric)
     rows = (~converged).nonzero().squeeze(1)
     if len(rows):
         bent = _by_levels(decoder, start[rows], end[rows], n_steps, max_iter, tolerance, n_knots, iterations[rows])
@@ -162,21 +177,21 @@ def _by_levels(
     """Points, iterations and convergence, coarse to fine."""
     line = points = line_between(start, end, n_steps)
     levels = [n_steps]
-    while levels[0] >= 2 * _COARSEST and 3 * len(levels) < max_iter:
+    while levels[0] >= 2 * COARSEST and 3 * len(levels) < max_iter:
         levels.insert(0, levels[0] // 2)
     metric, converged = None, None
     for index, level in enumerate(levels):
         straight = line_between(start, end, _n_seen(level))
-        points = (
-            straight
-            if index == 0
-            else of_less_energy(decoder, resample_once(decoder, points, _n_seen(level)), straight)
-        )
+        if index:
+            points = of_less_energy(decoder, resample_once(decoder, points, _n_seen(level)), straight)
+        else:
+            points = straight
         if index <= 1:
-            # a coarse solution says more of the metric on the way than the straight line does
+            # the metric along a coarse solution is nearer to that of the geodesic than along the straight line
             metric = mean_metric(decoder, points, n_steps, stretch_only=index == 0 and len(levels) > 1)
         last = level == n_steps
-        budget = max_iter if last else int(max_iter * ((index + 1) / len(levels)) ** _COARSE_SHARE)
+        # coarse curves, whose passes are cheap, get most of them: level l of L ends at the share √(l / L)
+        budget = max_iter if last else int(max_iter * ((index + 1) / len(levels)) ** 0.5)
         knots = knot_basis(_n_seen(level), level - 1 if n_knots is None else n_knots, points)
         goal = tolerance if last else 10 * tolerance
         points, iterations, converged = descend(decoder, points, knots, budget, goal, iterations, metric)
@@ -184,12 +199,3 @@ def _by_levels(
     every = (points.shape[1] - 1) // n_steps
     points = of_less_energy(decoder, resample(decoder, points, n_steps), points[:, ::every])
     return of_less_energy(decoder, points, line), iterations, converged
-
-
-def _check_finite(decoder: Decoder, points: Tensor) -> None:
-    bad = ~torch.isfinite(curve_energy(decoder, points))
-    if bad.any():
-        raise ValueError(
-            f"decoder: got NaN or infinity on the straight line of curves {bad.nonzero().flatten().tolist()[:8]}, "
-            "wants finite images"
-        )

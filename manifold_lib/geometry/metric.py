@@ -6,15 +6,22 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_batch, check_count, check_like
-from ..core.scorer import jvp
+from ..core.modules import check_mode, jvp
 from .geodesics import geodesic
-from .tangent import Decoder, check_mode, decoder_jacobian
+from .tangent import Decoder, decoder_jacobian
 
 
 def pullback_metric(decoder: Decoder, latents: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
     """G = JᵀJ at each latent: (B, *latent) -> (B, K, K), in squared output units per squared latent unit.
 
-    For a basis of the tangent space use :func:`manifold_lib.tangent_basis`, which does not square J's condition.
+    Arguments and exceptions are those of :func:`decoder_jacobian`. For a basis of the tangent space use
+    :func:`tangent_basis`, which does not square the condition number of J.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.pullback_metric(lambda z: torch.cat([z, 2 * z], 1), torch.ones(1, 1))
+    tensor([[[5.]]])
     """
     jacobian = decoder_jacobian(decoder, latents, internal_batch_size=internal_batch_size)
     return jacobian.mT @ jacobian
@@ -23,8 +30,15 @@ def pullback_metric(decoder: Decoder, latents: Tensor, *, internal_batch_size: i
 def magnification_factor(decoder: Decoder, latents: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
     """√det(JᵀJ), by how much the decoder stretches volume (Chen et al. 2018): (B, *latent) -> (B,).
 
-    From the triangular factor of J, so that small factors keep their digits.
+    In output units per latent unit, to the power K. Arguments and exceptions are those of :func:`decoder_jacobian`.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.magnification_factor(lambda z: z * torch.tensor([2.0, 3.0]), torch.ones(1, 2))
+    tensor([6.])
     """
+    # from the triangular factor of J, so that small factors keep their digits
     jacobian = decoder_jacobian(decoder, latents, internal_batch_size=internal_batch_size)
     if jacobian.shape[1] < jacobian.shape[2]:
         return jacobian.new_zeros(len(jacobian))
@@ -32,10 +46,32 @@ def magnification_factor(decoder: Decoder, latents: Tensor, *, internal_batch_si
 
 
 def exp_map(decoder: Decoder, latents: Tensor, velocities: Tensor, *, n_steps: int = 32) -> Tensor:
-    """The end of the geodesic that leaves a latent with a velocity, after unit time: (B, *latent) -> (B, *latent).
+    """The end of the geodesic that leaves a latent with a velocity, after unit time: (B, *latent).
 
     Runge–Kutta steps of fourth order on the geodesic equation. For latents of few dimensions and smooth decoders:
     on a piecewise linear one the acceleration is zero almost everywhere.
+
+    Parameters
+    ----------
+    decoder : callable
+        (B, *latent) -> (B, *shape).
+    latents : Tensor
+        (B, *latent), where the geodesics start.
+    velocities : Tensor or float
+        (B, *latent), latent units per unit of time.
+    n_steps : int
+        Steps of Runge–Kutta.
+
+    Raises
+    ------
+    ValueError
+        For bad input, a decoder in train mode, or a geodesic that leads to where the decoder is not finite.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.exp_map(lambda z: torch.cat([z, 2 * z], 1), torch.tensor([[1.0]]), torch.tensor([[0.5]]))
+    tensor([[1.5000]])
     """
     check_batch(latents, "latents")
     velocities = check_like(velocities, latents, "velocities", "latents")
@@ -43,7 +79,7 @@ def exp_map(decoder: Decoder, latents: Tensor, velocities: Tensor, *, n_steps: i
     check_mode(decoder)
     h = 1 / n_steps
     z, v = latents.detach(), velocities.detach()
-    # with grad mode off torch takes other formulas, and some of them know no forward mode
+    # with grad mode off torch takes other formulas, and some of them have no forward mode
     with torch.inference_mode(False), torch.enable_grad():
         z, v = z.clone(), v.clone()
         for step in range(n_steps):
@@ -57,17 +93,22 @@ def exp_map(decoder: Decoder, latents: Tensor, velocities: Tensor, *, n_steps: i
             bad = ~(torch.isfinite(z) & torch.isfinite(v)).flatten(1).all(1)
             if bad.any():
                 rows = bad.nonzero().flatten().tolist()[:8]
-                raise ValueError(
-                    f"decoder: got NaN or infinity, or a derivative of it, at step {step + 1} of {n_steps} of the "
-                    f"geodesics {rows}, wants a smooth decoder where they lead"
-                )
+                where = f"at step {step + 1} of {n_steps} of the geodesics {rows}"
+                raise ValueError(f"decoder: got NaN or infinity {where}, wants a smooth decoder where they lead")
     return z
 
 
 def log_map(decoder: Decoder, start: Tensor, end: Tensor, *, n_steps: int = 32, max_iter: int = 100) -> Tensor:
     """The velocity with which the geodesic to ``end`` leaves ``start``: twice (B, *latent) -> (B, *latent).
 
-    The inverse of :func:`exp_map` as far as the geodesic is the shortest; its norm in the metric is the length.
+    The inverse of :func:`exp_map` where the geodesic is the shortest one. Its norm in the metric is the length.
+    Arguments and exceptions are those of :func:`geodesic`.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.log_map(lambda z: torch.cat([z, 2 * z], 1), torch.tensor([[1.0]]), torch.tensor([[1.5]]))
+    tensor([[0.5000]])
     """
     z = geodesic(decoder, start, end, n_steps=n_steps, max_iter=max_iter, tolerance=1e-8).points
     # one-sided differences, of fourth order where there are points enough
@@ -87,7 +128,7 @@ def acceleration(decoder: Decoder, latents: Tensor, velocities: Tensor) -> Tenso
     def speed(z: Tensor) -> Tensor:
         return jvp(decoder, z, velocities)[1]
 
-    # LAPACK does not take NaN, nor does the Jacobian: a row that has lost its way gets NaN without them
+    # neither LAPACK nor the Jacobian takes NaN: rows that are not finite get NaN without them
     kept = torch.isfinite(latents + velocities).flatten(1).all(1)
     mask = kept.view(-1, *(1,) * (latents.ndim - 1))
     latents, velocities = latents.where(mask, 0), velocities.where(mask, 0)

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.checks import check_batch, check_count, check_positive
-from .tangent import check_mode, decoder_jacobian
-
-# entries of the Jacobians in memory at once
-_ENTRIES = 2**22
-# damping at first, the least part of it that a good step leaves, and where no step will help any more
-_DAMPING, _EASE, _STUCK = 1e-2, 1 / 3, 1e8
-# share of the residual along the manifold below which a point is a minimum
-_FLAT = 1e-3
+from ..core.modules import check_mode
+from .tangent import Decoder, decoder_jacobian
 
 
 class Nearest(NamedTuple):
@@ -33,7 +26,7 @@ class Nearest(NamedTuple):
 
 
 def nearest_on_manifold(
-    decoder: Callable[[Tensor], Tensor],
+    decoder: Decoder,
     points: Tensor,
     starts: Tensor,
     *,
@@ -43,8 +36,8 @@ def nearest_on_manifold(
 ) -> Nearest:
     """min_z ‖g(z) − x‖₂ for each point, from each of its starts, all of them in lock-step.
 
-    A local minimum from each start: the distance is an upper bound, and more starts make it tighter. For latents of up
-    to some hundred dimensions, since each step takes the decoder's Jacobian.
+    Each start leads to a local minimum: the distance is an upper bound, and more starts make it tighter. For latents
+    of up to some hundred dimensions, since each step takes the decoder's Jacobian.
 
     Parameters
     ----------
@@ -54,14 +47,29 @@ def nearest_on_manifold(
         (B, *shape).
     starts : Tensor
         (B, S, *latent).
+    max_iter : int
+        Steps of each search.
     tolerance : float
         A search ends when a step shortens its distance by less than this share.
     internal_batch_size : int, optional
-        Searches per pass.
+        Searches per pass; by default as many as have four million entries in their Jacobians.
 
     Returns
     -------
     Nearest
+
+    Raises
+    ------
+    ValueError
+        For bad input, half precision, or a decoder in train mode.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> decoder = lambda z: torch.cat([z, 0 * z], 1)
+    >>> found = ml.nearest_on_manifold(decoder, torch.tensor([[3.0, 4.0]]), torch.zeros(1, 1, 1))
+    >>> found.distance
+    tensor([4.])
     """
     check_mode(decoder)
     check_batch(points, "points")
@@ -74,7 +82,7 @@ def nearest_on_manifold(
         got, wants = ((tuple(t.shape), t.dtype, str(t.device)) for t in (starts, points))
         raise ValueError(f"starts: got {got}, wants (B, S, *latent) for points {wants}")
     n_starts, latents = starts.shape[1], starts.flatten(0, 1).clone()
-    size = max(_ENTRIES // (points[0].numel() * latents[0].numel()), 1)
+    size = max(2**22 // (points[0].numel() * latents[0].numel()), 1)
     if internal_batch_size is not None:
         size = check_count(internal_batch_size, "internal_batch_size")
     distance, converged = (latents.new_empty(len(latents), dtype=kind) for kind in (latents.dtype, torch.bool))
@@ -90,14 +98,14 @@ def nearest_on_manifold(
 
 
 def _descend(
-    decoder: Callable[[Tensor], Tensor], goals: Tensor, latents: Tensor, max_iter: int, tolerance: float
+    decoder: Decoder, goals: Tensor, latents: Tensor, max_iter: int, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Latents, distances (N,) and whether they have converged; searches that have are left alone."""
     images = decoder(latents.clone()).flatten(1)
     if images.shape != goals.shape:
         raise ValueError(f"decoder: got output of {images.shape[1]} entries, wants {goals.shape[1]} like points")
     distance = (goals - images).norm(dim=1)
-    damping, growth = torch.full_like(distance, _DAMPING), torch.full_like(distance, 2.0)
+    damping, growth = torch.full_like(distance, 1e-2), torch.full_like(distance, 2.0)
     converged = distance == 0
     done, flat = converged.clone(), torch.zeros_like(converged)
     for _ in range(max_iter):
@@ -111,20 +119,20 @@ def _descend(
         # latents that the image does not depend on would leave the system singular
         stiff = damping[rows, None] * (diagonal + 1e-6 * diagonal.amax(1, keepdim=True))
         wanted = jacobian.mT @ (goal - images[rows])[:, :, None]
-        # at a minimum what is left of the residual is normal to the manifold
+        # at a minimum the residual is normal to the manifold: its share along the manifold is small
         slope = wanted.norm(dim=(1, 2)) / (jacobian.norm(dim=(1, 2)) * distance[rows])
         rounding = 100 * torch.finfo(goal.dtype).eps * goal.norm(dim=1)
-        flat[rows] = (slope < _FLAT) | (distance[rows] < rounding)
+        flat[rows] = (slope < 1e-3) | (distance[rows] < rounding)
         step = torch.linalg.solve_ex(normal + torch.diag_embed(stiff), wanted).result[:, :, 0]
         tried = here + step.view_as(here)
         image = decoder(tried.clone()).flatten(1)
         found = (goal - image).norm(dim=1)
         better = found < distance[rows]
-        # how much of the promised decrease came true sets the damping (Nielsen 1999); where the manifold bends
-        # between point and image, fixed factors refuse every other step
+        # the decrease found, over the one promised, sets the damping, which falls to a third at most (Nielsen 1999);
+        # with fixed factors every other step fails where the manifold bends between point and image
         promised = (step * (stiff * step + wanted[:, :, 0])).sum(1)
         ratio = ((distance[rows] ** 2 - found**2) / promised).clamp(0, 2)
-        eased = (1 - (2 * ratio - 1) ** 3).clamp_min(_EASE)
+        eased = (1 - (2 * ratio - 1) ** 3).clamp_min(1 / 3)
         converged[rows] = better & (distance[rows] - found < tolerance * distance[rows])
         latents[rows] = torch.where(better.view(-1, *(1,) * (here.ndim - 1)), tried, here)
         images[rows] = torch.where(better[:, None], image, images[rows])
@@ -132,7 +140,7 @@ def _descend(
         damping[rows] *= torch.where(better, eased, growth[rows])
         growth[rows] = torch.where(better, 2.0, 2 * growth[rows])
         # no step helps: at a minimum, to rounding, or where the decoder has no slope or no value
-        stuck = damping > _STUCK
+        stuck = damping > 1e8
         converged |= stuck & flat
         done = converged | stuck
     return latents, distance, converged

@@ -1,7 +1,8 @@
-"""Projection onto a tangent space whose Jacobian is too large to store."""
+"""An attribution and a tangent space: its projection, the fraction of it that is tangent, and that of noise."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -9,8 +10,39 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_batch, check_count, check_positive
-from ..core.scorer import jvp
-from .tangent import Decoder, check_mode
+from ..core.modules import check_mode, jvp
+from .tangent import Decoder, check_basis
+
+
+def project(vectors: Tensor, basis: Tensor) -> Tensor:
+    """Orthogonal projection P v = Q Qᵀ v onto the tangent space (paper 1, Eq. 1), differentiable.
+
+    Parameters
+    ----------
+    vectors : Tensor
+        (B, *shape).
+    basis : Tensor
+        (B, D, K) orthonormal columns, D = prod(shape), as from :func:`tangent_basis`.
+
+    Returns
+    -------
+    Tensor
+        (B, *shape), in units of the vectors.
+
+    Raises
+    ------
+    ValueError
+        For vectors or a basis that are no such batch, or do not fit each other.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.project(torch.tensor([[3.0, 4.0]]), torch.tensor([[[1.0], [0.0]]]))
+    tensor([[3., 0.]])
+    """
+    flat = flat_like(vectors, basis)
+    coordinates = torch.einsum("bdk,bd->bk", basis, flat)
+    return torch.einsum("bdk,bk->bd", basis, coordinates).view_as(vectors)
 
 
 def project_matrix_free(
@@ -38,7 +70,19 @@ def project_matrix_free(
     Returns
     -------
     Tensor
-        (B, *shape).
+        (B, *shape), in units of the vectors.
+
+    Raises
+    ------
+    ValueError
+        For bad input, naming the argument, what it got and what it wants; for a decoder in train mode.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> found = ml.project_matrix_free(torch.tensor([[3.0, 4.0]]), lambda z: torch.cat([z, 0 * z], 1), torch.ones(1, 1))
+    >>> torch.allclose(found, torch.tensor([[3.0, 0.0]]))
+    True
     """
     check_batch(vectors, "vectors")
     check_batch(latents, "latents")
@@ -48,11 +92,10 @@ def project_matrix_free(
         raise ValueError(f"latents: got {len(latents)} rows, wants {len(vectors)} like vectors")
     check_mode(decoder)
     vectors, latents = vectors.detach(), latents.detach().clone()
-    images, pull = torch.func.vjp(decoder, latents)
+    images, pull = torch.func.vjp(decoder, latents)[:2]
     if images.shape != vectors.shape:
-        raise ValueError(
-            f"vectors: got shape {tuple(vectors.shape)}, wants {tuple(images.shape)} like the decoder's output"
-        )
+        wants = f"{tuple(images.shape)} like the decoder's output"
+        raise ValueError(f"vectors: got shape {tuple(vectors.shape)}, wants {wants}")
 
     def forward(w: Tensor) -> Tensor:
         return jvp(decoder, latents, w.view_as(latents))[1].flatten(1)
@@ -64,12 +107,112 @@ def project_matrix_free(
         solution, converged = _least_squares(forward, backward, vectors.flatten(1), rtol, max_iter)
         if not converged.all():
             count = f"{int((~converged).sum())} of {len(vectors)}"
-            warnings.warn(
-                f"project_matrix_free: {count} images not converged in {max_iter} iterations",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            message = f"project_matrix_free: {count} images not converged in {max_iter} iterations"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
         return forward(solution).view_as(vectors)
+
+
+def tangent_fraction(attributions: Tensor, basis: Tensor) -> Tensor:
+    """Share ‖P a‖₂ / ‖a‖₂ of an attribution inside the tangent space (paper 1, Eq. 1), differentiable.
+
+    A ratio of norms, not of their squares: the cosine of the angle between attribution and tangent space.
+    Arguments and exceptions are those of :func:`project`.
+
+    Returns
+    -------
+    Tensor
+        (B,) in [0, 1] up to rounding; NaN, with one warning, where the attribution is zero everywhere.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.tangent_fraction(torch.tensor([[3.0, 4.0]]), torch.tensor([[[1.0], [0.0]]]))
+    tensor([0.6000])
+    """
+    flat = flat_like(attributions, basis, "attributions")
+    # scaled by the largest entry, so that tiny attributions do not underflow when squared
+    scale = flat.detach().abs().amax(1, keepdim=True)
+    undefined = (scale == 0) | ~torch.isfinite(scale)
+    if undefined.any():
+        count = f"{int(undefined.sum())} of {len(undefined)}"
+        message = f"tangent_fraction: {count} attributions are zero everywhere or not finite; their fraction is NaN"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    flat = flat / scale
+    inside = torch.linalg.vector_norm(torch.einsum("bdk,bd->bk", basis, flat), dim=1)
+    return inside / torch.linalg.vector_norm(flat, dim=1)
+
+
+def tangent_share(basis: Tensor) -> Tensor:
+    """Tangent share of each input entry, t_p = Σ_j Q_pj², which sums to the rank: (B, D, K) -> (B, D), no unit.
+
+    The squared length of the tangent part of the unit vector e_p; paper 1 uses it as a saliency map in ROAR.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> ml.tangent_share(torch.tensor([[[0.6], [0.8]]]))
+    tensor([[0.3600, 0.6400]])
+    """
+    return check_basis(basis).square().sum(2)
+
+
+def random_fraction(k: int, d: int) -> tuple[float, float]:
+    """Mean and standard deviation of the tangent fraction of isotropic Gaussian noise, exactly.
+
+    The squared fraction follows Beta(k/2, (d − k)/2), so the mean is Γ((k+1)/2) Γ(d/2) / (Γ(k/2) Γ((d+1)/2)) and the
+    variance k/d minus its square. The √(k/d) drawn in the papers is the root of the mean square, slightly above the
+    mean.
+
+    Parameters
+    ----------
+    k, d : int
+        Dimension of the tangent space and of the input, 0 ≤ k ≤ d.
+
+    Raises
+    ------
+    ValueError
+        For other dimensions.
+
+    Examples
+    --------
+    >>> import manifold_lib as ml
+    >>> "%.4f %.4f" % ml.random_fraction(10, 1024)
+    '0.0964 0.0217'
+    """
+    check_count(d, "d")
+    check_count(k, "k", least=0)
+    if k > d:
+        raise ValueError(f"k: got {k}, wants at most d = {d}")
+    if k in (0, d):
+        return float(k == d), 0.0
+    short_k, short_d = _half_step_deficit(k / 2), _half_step_deficit(d / 2)
+    mean_square = k / d * (1 - short_k) / (1 - short_d)
+    variance = k / d * (short_k - short_d) / (1 - short_d)
+    return math.sqrt(mean_square), math.sqrt(variance)
+
+
+def _half_step_deficit(x: float) -> float:
+    """1 − (Γ(x + ½) / Γ(x))² / x, without the cancellation that a direct difference has for large x."""
+    if x < 50:
+        return -math.expm1(2 * (math.lgamma(x + 0.5) - math.lgamma(x)) - math.log(x))
+    return 1 / (4 * x) - 1 / (32 * x**2) - 1 / (128 * x**3) + 5 / (2048 * x**4)
+
+
+def flat_like(vectors: Tensor, basis: Tensor, name: str = "vectors") -> Tensor:
+    """Vectors as (B, D), after checking them against the basis."""
+    check_basis(basis)
+    usable = isinstance(vectors, Tensor) and vectors.ndim >= 2 and vectors.numel() > 0
+    if not usable or not vectors.is_floating_point():
+        got = f"{vectors.dtype} {tuple(vectors.shape)}" if isinstance(vectors, Tensor) else type(vectors).__name__
+        raise ValueError(f"{name}: got {got}, wants floating point (B, *shape) with B of at least 1")
+    flat = vectors.flatten(1)
+    if basis.shape[:2] != flat.shape:
+        wants = f"({flat.shape[0]}, {flat.shape[1]}, K) for {name} of shape {tuple(vectors.shape)}"
+        raise ValueError(f"basis: got shape {tuple(basis.shape)}, wants {wants}")
+    if basis.dtype != flat.dtype or basis.device != flat.device:
+        wants = f"{flat.dtype} on {flat.device} like the {name}"
+        raise ValueError(f"basis: got {basis.dtype} on {basis.device}, wants {wants}")
+    return flat
 
 
 def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:

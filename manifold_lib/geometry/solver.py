@@ -1,0 +1,224 @@
+"""The solver of geodesics: descent of the energy of many latent curves at once, preconditioned by its Hessian.
+
+The Hessian is approximate: that of a decoder which is linear between two points of a curve.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.modules import jvp
+from .curves import decode_curves
+from .tangent import Decoder, decoder_jacobian
+
+
+def descend(
+    decoder: Decoder,
+    base: Tensor,
+    knots: Tensor,
+    max_iter: int,
+    tolerance: float,
+    iterations: Tensor,
+    metric: Tensor | None,
+    first_step: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Preconditioned conjugate gradients on the energy; a rejected curve retries a smaller step in the next pass.
+
+    ``max_iter`` bounds the total that ``iterations`` begins with.
+    """
+    n_curves, m = len(base), knots.shape[1]
+    iterations = iterations.clone()
+    offset = base.new_zeros(n_curves, m, base[0, 0].numel())
+    if not m or not max_iter:
+        return base, iterations, torch.full((n_curves,), not m, device=base.device)
+    precondition = Preconditioner(decoder, base, knots, metric)
+    everything = torch.arange(n_curves, device=base.device)
+    energy, gradient = energy_and_gradient(decoder, base, knots, offset)
+    iterations += 1
+    direction = -precondition(gradient, everything)
+    decrement = -_dot(gradient, direction)
+    slope, step = -decrement, torch.full_like(energy, first_step)
+    renewed, quiet = iterations.clone(), torch.zeros_like(iterations)
+    # what is left of the energy of a curve between equal ends is the rounding of its images
+    with torch.no_grad():
+        size = decode_curves(decoder, base[:, :1]).square().sum((1, 2))
+    rounding = (torch.finfo(base.dtype).eps * len(knots)) ** 2 * size
+    converged, stuck = decrement <= tolerance * energy + rounding, torch.zeros_like(quiet, dtype=torch.bool)
+    while True:
+        rows = (~converged & ~stuck & (iterations < max_iter)).nonzero().squeeze(1)
+        if not len(rows):
+            return _curve(base, knots, offset), iterations, converged
+        a, slope_here = step[rows], slope[rows]
+        trial = offset[rows] + a[:, None, None] * direction[rows]
+        new_energy, new_gradient = energy_and_gradient(decoder, base[rows], knots, trial)
+        iterations[rows] += 1
+        accepted = new_energy <= energy[rows] + 1e-4 * a * slope_here
+        rejected = rows[~accepted]
+        # the minimum of the parabola through what is known
+        fitted = -slope_here * a**2 / (2 * (new_energy - energy[rows] - slope_here * a))
+        smaller = torch.nan_to_num(fitted, nan=0.0).clamp(0.1 * a, 0.5 * a)
+        step[rejected] = smaller[~accepted]
+        stuck[rejected] = step[rejected] < 2.0**-12  # of the step that the Hessian proposes
+        taken = rows[accepted]
+        if not len(taken):
+            continue
+        new_energy, new_gradient, a = new_energy[accepted], new_gradient[accepted], a[accepted]
+        along = _dot(new_gradient, direction[taken])
+        ahead = slope[taken] / (slope[taken] - along)  # where the slope vanishes, in steps
+        step[taken] = a * torch.where(along > slope[taken], ahead, 2.0).clamp(0.5, 2.0)
+        due = (iterations[taken] - renewed[taken] >= 12).nonzero().squeeze(1)
+        if precondition.worth_renewing and len(due):
+            precondition.renew(taken[due], _curve(base[taken[due]], knots, trial[accepted][due]))
+            renewed[taken[due]] = iterations[taken[due]]
+        pulled = precondition(new_gradient, taken)
+        conjugate = (_dot(new_gradient, pulled) - _dot(gradient[taken], pulled)) / decrement[taken]
+        towards = -pulled + conjugate.clamp_min(0)[:, None, None] * direction[taken]
+        downhill = _dot(new_gradient, towards)
+        decrement[taken] = _dot(new_gradient, pulled)
+        restart = downhill > -0.1 * decrement[taken]
+        direction[taken] = torch.where(restart[:, None, None], -pulled, towards)
+        slope[taken] = torch.where(restart, -decrement[taken], downhill)
+        quiet[taken] = torch.where(energy[taken] - new_energy < tolerance * energy[taken], quiet[taken] + 1, 0)
+        offset[taken], energy[taken], gradient[taken] = trial[accepted], new_energy, new_gradient
+        converged[taken] = (decrement[taken] <= tolerance * new_energy + rounding[taken]) | (quiet[taken] >= 3)
+
+
+def energy_and_gradient(decoder: Decoder, base: Tensor, knots: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies (b,) and their gradients in the knots (b, m, K): one decode of all points and one backward pass.
+
+    The gradient at a point is −n J(z_i)ᵀ (g(z_{i+1}) − 2 g(z_i) + g(z_{i−1})) (paper 3, eq. 3).
+    """
+    n_steps = base.shape[1] - 1
+    with torch.enable_grad():
+        curve = _curve(base, knots, offset).requires_grad_()
+        images = decode_curves(decoder, curve)
+        if not images.requires_grad:
+            raise ValueError("decoder: its output does not depend on the latents differentiably")
+        steps = images.detach().diff(dim=1)
+        # ends do not move: what reaches them is multiplied by the zero rows of the knots
+        pull = n_steps * torch.cat([-steps[:, :1], -steps.diff(dim=1), steps[:, -1:]], 1)
+        (slopes,) = torch.autograd.grad(images, curve, pull)
+    return steps.square().sum((1, 2)) * n_steps / 2, knots.T @ slopes.flatten(2)
+
+
+def _curve(base: Tensor, knots: Tensor, offset: Tensor) -> Tensor:
+    """The points of the curves whose knots have moved; the ends, where ``knots`` is zero, are those of ``base``."""
+    return base + (knots @ offset).unflatten(2, base.shape[2:])
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum((1, 2))
+
+
+class Preconditioner:
+    """An approximate inverse Hessian of ½ n Σ ‖g(z_{i+1}) − g(z_i)‖² in the knots of some curves.
+
+    With few latents it is the Gauss–Newton Hessian, from the Jacobian at each point, which is renewed as the curve
+    moves. With more it is K ⊗ M: K is the second difference in time, which makes the number of iterations independent
+    of the number of points, and M the mean JᵀJ of a few points, or with many latents its mean stretch, one number.
+
+    Parameters
+    ----------
+    curves : Tensor
+        (b, n + 1, *latent).
+    knots : Tensor
+        (n + 1, m), how the points follow the knots.
+    metric : Tensor, optional
+        M as :func:`mean_metric` or :func:`mean_stretch` gives it, where the latents are too many for Gauss–Newton.
+    """
+
+    def __init__(self, decoder: Decoder, curves: Tensor, knots: Tensor, metric: Tensor | None = None) -> None:
+        # with two segments of the curve between knots, every second point is enough
+        self.decoder, self.every = decoder, slice(None, None, 2 if len(knots) == 2 * knots.shape[1] + 3 else 1)
+        self.knots = knots[self.every]
+        self.worth_renewing = metric is None
+        if metric is None:
+            self.factor = gauss_newton(decoder, curves[:, self.every], self.knots)
+            return
+        difference = self.knots.diff(dim=0)
+        self.smoothing = torch.linalg.inv(len(difference) * difference.T @ difference)
+        self.factor = metric
+
+    def renew(self, rows: Tensor, curves: Tensor) -> None:
+        """Take the Hessian of these rows at where they are now."""
+        self.factor[rows] = gauss_newton(self.decoder, curves[:, self.every], self.knots)
+
+    def __call__(self, gradient: Tensor, rows: Tensor) -> Tensor:
+        """The preconditioned gradient of these rows: (b, m, K)."""
+        if self.worth_renewing:
+            return torch.cholesky_solve(gradient.flatten(1)[:, :, None], self.factor[rows]).view_as(gradient)
+        smoothed = self.smoothing @ gradient
+        if self.factor.ndim == 1:
+            return smoothed / self.factor[rows, None, None]
+        return torch.cholesky_solve(smoothed.mT, self.factor[rows]).mT
+
+
+def gauss_newton(decoder: Decoder, curves: Tensor, knots: Tensor) -> Tensor:
+    """Cholesky factor of n Σ_i (J_{i+1} δ_{i+1} − J_i δ_i)², block-tridiagonal in the points: (b, m·K, m·K)."""
+    n_curves, n_points = curves.shape[:2]
+    jacobians = decoder_jacobian(decoder, curves.flatten(0, 1)).unflatten(0, (n_curves, n_points))
+    same = torch.einsum("bidk,bidl->bikl", jacobians, jacobians)
+    mixed = torch.einsum("bidk,bidl->bikl", jacobians[:, :-1], jacobians[:, 1:])
+    twice = torch.cat([same[:, :1], 2 * same[:, 1:-1], same[:, -1:]], 1)
+    hessian = torch.einsum("im,ip,bikl->bmkpl", knots, knots, twice)
+    across = torch.einsum("im,ip,bikl->bmkpl", knots[:-1], knots[1:], mixed)
+    hessian = (n_points - 1) * (hessian - across - across.permute(0, 3, 4, 1, 2))
+    return _factor(hessian.flatten(1, 2).flatten(2, 3), 1e-3)
+
+
+def mean_metric(decoder: Decoder, curves: Tensor, n_steps: int, *, stretch_only: bool = False) -> Tensor | None:
+    """Cholesky factor of the mean JᵀJ at a few points of each curve (b, K, K), or its mean stretch (b,).
+
+    None for so few latents, and segments of the finest curve, that the Jacobians of all points are worth their cost.
+    """
+    n_latents = curves[0, 0].numel()
+    # with more latents than 16, or 128, Jacobians at each point, or at a few, cost more than the passes they save
+    if n_latents <= 16 and n_latents * n_steps <= 2048:
+        return None
+    if stretch_only or n_latents > 128:
+        return mean_stretch(decoder, curves)
+    metric = curves.new_zeros(len(curves), n_latents, n_latents)
+    points = _some_points(curves)
+    for point in points:
+        jacobian = decoder_jacobian(decoder, curves[:, point])
+        metric += jacobian.mT @ jacobian / len(points)
+    return _factor(metric, 3e-3)  # a mean over the curve knows weak directions less well
+
+
+def mean_stretch(decoder: Decoder, curves: Tensor) -> Tensor:
+    """The mean of tr JᵀJ / K at a few points of each curve: (b,).
+
+    From one random direction, the same for all curves and points: a curve and its reverse are alike.
+    """
+    stretch, points = curves.new_zeros(len(curves)), _some_points(curves)
+    probe = torch.randn(curves[:1, 0].shape, generator=torch.Generator().manual_seed(0))
+    probe = probe.to(curves).expand_as(curves[:, 0])
+    for point in points:
+        pushed = jvp(decoder, curves[:, point].clone(), probe)[1].flatten(1)
+        stretch += pushed.square().sum(1) / (len(points) * probe[0].numel())
+    return torch.nan_to_num(stretch).clamp_min(_least(stretch))
+
+
+def _some_points(curves: Tensor) -> list[int]:
+    """Both ends and the middle, or the two points about it: the same from either end."""
+    last = curves.shape[1] - 1
+    return sorted({0, last // 2, last - last // 2, last})
+
+
+def _least(values: Tensor) -> float:
+    """A floor for squares, whose own root and inverse are ordinary numbers."""
+    return torch.finfo(values.dtype).tiny ** 0.5
+
+
+def _factor(matrices: Tensor, ridge: float) -> Tensor:
+    """Cholesky factor with a ridge, a share of the mean diagonal; what is not finite counts as zero.
+
+    A latent in small units must not be frozen, so the ridge is at most 0.3 of its own diagonal entry. A latent of less
+    than 1e-11 of the mean diagonal changes nothing.
+    """
+    matrices = torch.nan_to_num(matrices, posinf=0.0, neginf=0.0)
+    diagonal = matrices.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean(1, keepdim=True).clamp_min(_least(matrices))
+    added = torch.minimum(ridge * mean, 0.3 * diagonal).clamp_min(1e-11 * mean)
+    return torch.linalg.cholesky(matrices + torch.diag_embed(added))
