@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_choice, check_count, check_like, check_positive
+from ..core.checks import check_baselines, check_batch, check_choice, check_count, check_positive
 from ..core.progress import progress_bar
 from ..core.scorer import Model, Scorer, Target, scoring
 from ..geometry.curves import line_between
-from ..paths.integral import adaptive, integrate, path_method, with_delta
+from ..paths.adaptive import adaptive
+from ..paths.integral import integrate, path_method, with_delta
 from ..paths.path import Path, polyline
 from ..paths.quadrature import rule
 from ..paths.relax import curve_energy_and_gradient, floors, relax_curves, relax_potential, slope_turns, uneven
@@ -92,12 +93,8 @@ def energy_ig(
     tensor(0.9600)
     """
     options: dict[str, Any] = {"energy": energy, "beta": beta, "sign": sign, "max_iter": max_iter, "progress": progress}
-    given: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
-    with scoring(model, inputs, target, n_points=n_steps, **given) as scorer:
-        baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
+    with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size) as scorer:
+        baselines = check_baselines(baselines, inputs).detach()
         path = _path(scorer, inputs, baselines=baselines, n_steps=n_steps, published=published, **options)
         attributions = integrate(scorer, path, name="energy_ig")
         return with_delta(scorer, attributions, inputs.detach(), baselines, return_convergence_delta)
@@ -164,11 +161,7 @@ def energy_path(
     torch.Size([1, 5, 2])
     """
     options: dict[str, Any] = {"energy": energy, "beta": beta, "sign": sign, "max_iter": max_iter, "progress": progress}
-    given: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
-    with scoring(model, inputs, target, n_points=n_steps, **given) as scorer:
+    with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size) as scorer:
         return _path(scorer, inputs, baselines=baselines, n_steps=n_steps, published=False, **options)
 
 
@@ -296,4 +289,4 @@ def _check(
         raise ValueError(f"sign: got {sign!r}, wants 1 or -1")
     if max_iter is not None:
         check_count(max_iter, "max_iter", least=0)
-    return check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
+    return check_baselines(baselines, inputs).detach()

@@ -57,11 +57,7 @@ def gradient(
     >>> ml.gradient(lambda x: (x**2).sum(1, keepdim=True), torch.tensor([[1.0, 2.0]]), 0)
     tensor([[2., 4.]])
     """
-    options: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
-    with scoring(model, inputs, target, n_points=1, **options) as scorer:
+    with scoring(model, inputs, target, 1, additional_forward_args, internal_batch_size) as scorer:
         ones, graph = inputs.new_ones(1), {"create_graph": create_graph}
         attributions = summed_gradients(scorer, lambda rows, _: inputs[rows], ones, inputs, **graph)
     warn_non_finite(attributions, "gradient")
@@ -132,11 +128,7 @@ def smoothgrad(
     device = check_generator(generator, inputs.device)
     noise = torch.randn((n_samples, *inputs.shape[1:]), generator=generator, device=device, dtype=inputs.dtype)
     noise = stdevs * noise.to(inputs.device)
-    options: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
-    with scoring(model, inputs, target, n_points=n_samples, **options) as scorer:
+    with scoring(model, inputs, target, n_samples, additional_forward_args, internal_batch_size) as scorer:
         weights = inputs.new_full((n_samples,), 1 / n_samples)
         attributions = summed_gradients(
             scorer, lambda rows, index: inputs[rows] + noise[index], weights, inputs, create_graph=create_graph
@@ -199,11 +191,7 @@ def expected_gradients(
     times = torch.rand(n_samples, generator=generator, device=device, dtype=inputs.dtype).to(inputs.device)
     inputs, references = inputs.detach(), references.detach()
     delta = None
-    options: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
-    with scoring(model, inputs, target, n_points=n_samples, **options) as scorer:
+    with scoring(model, inputs, target, n_samples, additional_forward_args, internal_batch_size) as scorer:
         sums = empty_sum(inputs)
         for rows, index in pairs(len(inputs), n_samples, scorer.size, inputs.device):
             starts = references[drawn[index]]

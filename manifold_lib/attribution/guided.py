@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_choice, check_count, check_like, check_share
+from ..core.checks import check_baselines, check_batch, check_choice, check_count, check_share
 from ..core.scorer import Model, Scorer, Target, scoring
 from ..paths.greedy import Evaluate, greedy_nodes, streamed_path
 from ..paths.integral import integrate, path_method, with_delta
@@ -84,12 +84,8 @@ def guided_ig(
     """
     check_choice(method, "method", ("trapezoid", "left", "right"))
     options: dict[str, Any] = {"n_steps": n_steps, "fraction": fraction, "max_dist": max_dist, "anchors": anchors}
-    given: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
-    with scoring(model, inputs, target, n_points=n_steps, **given) as scorer:
-        baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
+    with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size) as scorer:
+        baselines = check_baselines(baselines, inputs).detach()
         path = guided_path(scorer, inputs, baselines=baselines, progress=progress, **options)
         attributions = integrate(scorer, path, method=method, name="guided_ig")
         return with_delta(scorer, attributions, inputs.detach(), baselines, return_convergence_delta)
@@ -143,13 +139,9 @@ def guided_path(
     check_share(max_dist, "max_dist", zero=True)
     n_pieces = check_count(anchors, "anchors", least=0) + 1
     steps = math.ceil(n_steps / n_pieces)
-    starts = check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
-    given: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
+    starts = check_baselines(baselines, inputs).detach()
     ends = inputs.detach()
-    with scoring(model, ends, target, n_points=n_steps, **given) as own:
+    with scoring(model, ends, target, n_steps, additional_forward_args, internal_batch_size) as own:
 
         def stream(scorer: Scorer, rows: Tensor, last: bool) -> tuple[Iterator[Node], Evaluate]:
             piece = _piece(ends[rows // n_pieces], starts[rows // n_pieces], rows % n_pieces, n_pieces)

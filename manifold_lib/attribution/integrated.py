@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..core.checks import check_choice, check_count, warn_non_finite
 from ..core.scorer import Model, Target, scoring
-from ..paths.integral import adaptive, check_adaptive, integrate, path_method
+from ..paths.adaptive import adaptive, check_adaptive
+from ..paths.integral import integrate, path_method
 from ..paths.path import path_starts, straight_path
 from ..paths.quadrature import METHODS, mean_gradient, rule
 
@@ -74,11 +75,7 @@ def integrated_gradients(
     if tolerance is not None:
         check_adaptive(tolerance, method, create_graph)
     path = straight_path(inputs, 0.0 if baselines is None else baselines)
-    options: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
-    with scoring(model, inputs, target, n_points=n_steps, **options) as scorer:
+    with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size) as scorer:
         given: dict[str, Any] = {"method": method, "n_steps": None if tolerance else n_steps, "tolerance": tolerance}
         if multiply_by_inputs:
             attributions = products = integrate(

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_choice, check_count, check_like
-from ..core.modules import modules_of
+from ..core.checks import check_baselines, check_batch, check_choice, check_count, check_like
 from ..core.scorer import LEAST_CHANGE, Model, Scorer, Target, scoring
 from ..paths.edges import Edges, Graph, edge_integrals, sum_along
 from ..paths.graph import Indices, nearest_nodes, neighbour_edges, shortest_paths, walk_back
@@ -107,15 +106,11 @@ def geodesic_ig(
     >>> ml.geodesic_ig(model, torch.tensor([[1.0, 2.0]]), nodes=torch.rand(5, 2), n_neighbors=2).sum().round()
     tensor(5.)
     """
-    given: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
     check_batch(inputs)
     check_batch(nodes, "nodes")
     points = check_count(n_nodes, "n_nodes") * len(nodes)
-    with scoring(model, inputs, target, n_points=points, modules=modules_of(space), **given) as scorer:
-        baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
+    with scoring(model, inputs, target, points, additional_forward_args, internal_batch_size, space) as scorer:
+        baselines = check_baselines(baselines, inputs).detach()
         options: dict[str, Any] = {"n_neighbors": n_neighbors, "metric": metric, "n_nodes": n_nodes, "space": space}
         path = geodesic_paths(scorer, inputs, nodes=nodes, baselines=baselines, **options)
         attributions = integrate(scorer, path, name="geodesic_ig")
@@ -151,7 +146,7 @@ def geodesic_paths(
              [1., 1.]]]), tensor([2]))
     """
     check_batch(inputs)
-    baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines")
+    baselines = check_baselines(baselines, inputs)
     check_batch(nodes, "nodes")
     if nodes.shape[1:] != inputs.shape[1:]:
         raise ValueError(f"nodes: got shape {tuple(nodes.shape)}, wants (N, *{tuple(inputs.shape[1:])}) like inputs")
@@ -160,12 +155,8 @@ def geodesic_paths(
     check_choice(metric, "metric", METRICS)
     check_count(n_nodes, "n_nodes")
     inputs, baselines = inputs.detach(), baselines.detach()
-    given: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
     every = n_nodes * len(nodes)
-    with scoring(model, inputs, target, n_points=every, modules=modules_of(space), **given) as scorer:
+    with scoring(model, inputs, target, every, additional_forward_args, internal_batch_size, space) as scorer:
         graph = _draw(inputs, nodes, baselines, n_neighbors, space, scorer.size)
         searches = [_search(scorer, graph, rows, metric, n_nodes) for rows in _groups(scorer)]
         order = np.argsort(np.concatenate([found[0] for found in searches]))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_choice, check_count, check_like
+from ..core.checks import check_baselines, check_batch, check_choice, check_count
 from ..core.modules import buffers_as_found, check_mode, modules_of
 from ..core.passes import forward_points
 from ..core.scorer import Model, Target, scoring
@@ -81,12 +81,8 @@ def enhanced_ig(
     """
     check_choice(method, "method", METHODS)
     check_count(n_steps, "n_steps")
-    options: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
-    with scoring(model, inputs, target, n_points=n_steps, modules=modules_of(vae), **options) as scorer:
-        baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines")
+    with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size, vae) as scorer:
+        baselines = check_baselines(baselines, inputs)
         given: dict[str, Any] = {"internal_batch_size": scorer.size, "create_graph": create_graph}
         path = enhanced_path(inputs, vae=vae, baselines=baselines, bridge=bridge, **given)
         settings: dict[str, Any] = {"method": method, "n_steps": n_steps, "create_graph": create_graph}
@@ -144,12 +140,8 @@ def manifold_ig(
     torch.Size([1, 1, 32, 32])
     """
     check_count(n_steps, "n_steps")
-    options: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
-    with scoring(model, inputs, target, n_points=n_steps, modules=modules_of(vae), **options) as scorer:
-        baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines")
+    with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size, vae) as scorer:
+        baselines = check_baselines(baselines, inputs)
         given: dict[str, Any] = {
             "internal_batch_size": scorer.size,
             "create_graph": create_graph,
@@ -232,7 +224,7 @@ def _path(
 ) -> Path:
     """The decoded path that ``build`` makes of both ends' latents, with its bridges."""
     check_batch(inputs)
-    baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines")
+    baselines = check_baselines(baselines, inputs)
     if not create_graph:
         inputs, baselines = inputs.detach(), baselines.detach()
     size = forward_points(inputs, 1) if internal_batch_size is None else internal_batch_size

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_count, check_like, check_share
-from ..core.modules import modules_of
+from ..core.checks import check_baselines, check_batch, check_count, check_share
 from ..core.passes import plan_passes
 from ..core.scorer import Model, Scorer, Target, check_differentiable, scoring
 from ..paths.greedy import Evaluate, greedy_nodes, streamed_path
@@ -93,12 +92,8 @@ def ma_gig(
     torch.Size([1, 1, 32, 32])
     """
     options: dict[str, Any] = {"n_steps": n_steps, "fraction": fraction, "published": published, "progress": progress}
-    given: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
-    with scoring(model, inputs, target, n_points=n_steps, modules=modules_of(vae), **given) as scorer:
-        baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
+    with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size, vae) as scorer:
+        baselines = check_baselines(baselines, inputs).detach()
         size: dict[str, Any] = {"internal_batch_size": internal_batch_size}
         path = ma_gig_path(scorer, inputs, vae=vae, baselines=baselines, bridge=bridge, **size, **options)
         attributions = integrate(scorer, path, name="ma_gig")
@@ -137,13 +132,12 @@ def ma_gig_path(
     check_batch(inputs)
     check_count(n_steps, "n_steps")
     check_share(fraction, "fraction")
-    baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
+    baselines = check_baselines(baselines, inputs).detach()
     inputs = inputs.detach()
-    given: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
-    with scoring(model, inputs, target, n_points=n_steps, modules=modules_of(vae), **given) as own, torch.no_grad():
+    with (
+        scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size, vae) as own,
+        torch.no_grad(),
+    ):
         starts, ends = encode(vae, baselines, own.size), encode(vae, inputs, own.size)
         decode = decoder_of(vae, inputs)
         size = own.size

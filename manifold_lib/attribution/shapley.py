@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_like, warn_non_finite
+from ..core.checks import check_baselines, check_batch, warn_non_finite
 from ..core.scorer import Model, Target, scoring
 from ..paths.quadrature import pairs
 
@@ -53,14 +53,10 @@ def shapley_values(
     if n_entries > 16:
         raise ValueError(f"inputs: got {n_entries} entries each, wants at most 16 for all subsets of them")
     inputs = inputs.detach()
-    baselines = check_like(0.0 if baselines is None else baselines, inputs, "baselines").detach()
+    baselines = check_baselines(baselines, inputs).detach()
     subsets = torch.arange(2**n_entries, device=inputs.device)
     members = (subsets[:, None] >> torch.arange(n_entries, device=inputs.device)) & 1 == 1
-    options: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
-    with scoring(model, inputs, target, n_points=0, **options) as scorer:
+    with scoring(model, inputs, target, 0, additional_forward_args, internal_batch_size) as scorer:
         values = []
         for rows, subset in pairs(len(inputs), len(subsets), scorer.forward, inputs.device):
             kept = members[subset].view(-1, *inputs.shape[1:])

@@ -23,7 +23,6 @@ from ..core.checks import (
     check_share,
     warn_non_finite,
 )
-from ..core.modules import modules_of
 from ..core.progress import progress_bar
 from ..core.scorer import Model, Scorer, Target, scoring
 from ..geometry.tangent import flat_like, tangent_fraction
@@ -133,12 +132,9 @@ def tangential_baseline(
     if (constraint == "manifold") == (vae is None):
         raise ValueError(f"vae: got {vae!r} with constraint={constraint!r}, wants one for 'manifold' only")
     inputs = inputs.detach()
-    given: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
-    modules = [] if vae is None else modules_of(vae)
-    with scoring(model, inputs, target, n_points=n_steps * max_iter, modules=modules, **given) as scorer:
+    with scoring(
+        model, inputs, target, n_steps * max_iter, additional_forward_args, internal_batch_size, vae
+    ) as scorer:
         if stop_gradient is None:
             stop_gradient = is_piecewise_linear(scorer, inputs, clamp)
         starts = _starts(inputs, n_starts, clamp, vae, scorer.size, generator)
@@ -186,11 +182,7 @@ def tangential_ig(
         (B, *shape) in score units, and Σ A − (f(x) − f(a)) (B,).
     """
     check_count(n_ig_steps, "n_ig_steps")
-    options: dict[str, Any] = {
-        "additional_forward_args": additional_forward_args,
-        "internal_batch_size": internal_batch_size,
-    }
-    with scoring(model, inputs, target, n_points=n_ig_steps, **options) as scorer:
+    with scoring(model, inputs, target, n_ig_steps, additional_forward_args, internal_batch_size) as scorer:
         found = tangential_baseline(scorer, inputs, basis=basis, **search)
         inputs = inputs.detach()
         path = straight_path(inputs, found.baselines)

@@ -45,6 +45,11 @@ def check_like(value: Tensor | float, reference: Tensor, name: str, reference_na
     return value.expand_as(reference)
 
 
+def check_baselines(baselines: Tensor | float | None, inputs: Tensor) -> Tensor:
+    """A tensor of the inputs' shape, from one like it, a batch of one, a number, or None for zeros."""
+    return check_like(0.0 if baselines is None else baselines, inputs, "baselines")
+
+
 def check_map(attributions: Tensor, inputs: Tensor, name: str = "attributions") -> Tensor:
     """A floating-point tensor of the inputs' shape; NaN may pass, since an attribution that failed is one."""
     wanted = f"{inputs.dtype} {tuple(inputs.shape)} on {inputs.device} like inputs"

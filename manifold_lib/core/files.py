@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load as load_tensors, save as save_tensors
 
 
 class DataNotFound(FileNotFoundError):

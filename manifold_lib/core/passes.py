@@ -9,8 +9,10 @@ from torch import Tensor
 
 from .checks import check_count
 
-# On a CPU the cache decides: 32 MiB of activations are some 70 points of the paper's LeNet. On a GPU, its free memory.
-CPU_BYTES, GPU_SHARE = 32 * 2**20, 0.25
+# On a CPU the cache decides: 32 MiB of activations are some 70 points of the paper's LeNet. A network whose weights are
+# larger than the cache reads them from memory in every pass: then activations of four times their size go at once. On a
+# GPU its free memory decides.
+CPU_BYTES, CPU_WEIGHTS, GPU_SHARE = 32 * 2**20, 4, 0.25
 # Points are never so many that what is kept of each, beside the activations, fills the cache; a GPU launches fewer
 # kernels for more of them, up to this number.
 CPU_NUMBERS, GPU_POINTS = 2**18, 8192
@@ -24,8 +26,8 @@ def plan_passes(
 ) -> int:
     """How many points to push through a model at once, forward and backward.
 
-    As many as keep their activations in the cache of a CPU, or in a quarter of a GPU's free memory. The activations
-    are measured on two and on three points, whose difference leaves the weights out.
+    As many as keep their activations in the cache of a CPU, or in a quarter of a GPU's free memory. What autograd keeps
+    is measured on two and on three points: the difference is what one point takes, the rest are the weights.
 
     Parameters
     ----------
@@ -40,16 +42,18 @@ def plan_passes(
         return check_count(internal_batch_size, "internal_batch_size")
     numel, on_gpu = inputs[0].numel(), inputs.device.type == "cuda"
     if not on_gpu and len(inputs) * n_points < WORTH_A_TRIAL:
-        return min(max(CPU_NUMBERS // 2 // numel, 1), 16 if numel > 64 else WORTH_A_TRIAL)
+        return min(max(2 * CPU_NUMBERS // numel, 1), 16 if numel > 64 else WORTH_A_TRIAL)
     if not n_points:
-        return 1024
+        return GPU_POINTS // 8
+    two, three = (_kept(scores, inputs, n) for n in (2, 3))
     # points, gradient, weighted sum and what makes them are alive as well
-    per_point = max(_kept(scores, inputs, 3) - _kept(scores, inputs, 2), 0) + 5 * numel * inputs.element_size()
+    per_point = max(three - two, 0) + 5 * numel * inputs.element_size()
     if on_gpu:
         cached = torch.cuda.memory_reserved(inputs.device) - torch.cuda.memory_allocated(inputs.device)
         free = torch.cuda.mem_get_info(inputs.device)[0] + cached
         return min(max(int(GPU_SHARE * free) // per_point, 1), GPU_POINTS)
-    return min(max(CPU_BYTES // per_point, 1), max(CPU_NUMBERS // numel, 256))
+    budget = max(CPU_BYTES, CPU_WEIGHTS * (3 * two - 2 * three))
+    return min(max(budget // per_point, 1), max(CPU_NUMBERS // numel, 256))
 
 
 def forward_points(inputs: Tensor, size: int) -> int:

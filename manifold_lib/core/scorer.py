@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_batch
-from .modules import buffers_as_found, module_of, train_mode_layers
+from .modules import buffers_as_found, module_of, modules_of, train_mode_layers
 from .passes import forward_points, plan_passes
 
 Model = Callable[..., Tensor]
@@ -162,11 +162,10 @@ def scoring(
     model: Model | Scorer,
     inputs: Tensor,
     target: Target = None,
-    *,
-    n_points: int,
+    n_points: int = 0,
     additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
-    modules: Iterable[nn.Module] = (),
+    vae: Any = None,
 ) -> Iterator[Scorer]:
     """The scorer of a batch, while its model is used; at the end the model is as it was found.
 
@@ -182,10 +181,11 @@ def scoring(
         Points of each image that will go through the model with gradients, 0 if none will.
     additional_forward_args : tuple, Tensor or other, optional
         Other arguments of the model, as in Captum.
-    modules : iterable of nn.Module
-        Others whose buffers are put back, such as those of a VAE.
+    vae : object, optional
+        A VAE that is used beside the model, whose buffers are put back too.
     """
     check_batch(inputs)
+    modules = [] if vae is None else modules_of(vae)
     if isinstance(model, Scorer):
         with buffers_as_found(modules):
             yield model
