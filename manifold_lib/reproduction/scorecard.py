@@ -11,16 +11,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..attribution.gradients import integrated_gradients
-from ..core.scorer import LEAST_CHANGE, score_change
-from ..evaluation.attribution_attacks import attribution_attack
-from ..evaluation.erasure import RATIOS, comprehensiveness, diffid, log_odds
-from ..evaluation.faithfulness import completeness_error, insertion_deletion
-from ..evaluation.sanity import max_sensitivity
-from ..evaluation.similarity import pearson, relevance_mass, relevance_rank, spearman
-from ..geometry.nearest import nearest_on_manifold
-from ..geometry.tangent import tangent_fraction
-from .comparison import METHODS, Case, Counted, at_shares
+from ..attribution import integrated_gradients
+from ..core.scorer import LEAST_CHANGE, scoring
+from ..evaluation import (
+    attribution_attack,
+    completeness_error,
+    comprehensiveness,
+    diffid,
+    insertion_deletion,
+    log_odds,
+    max_sensitivity,
+    pearson,
+    relevance_mass,
+    relevance_rank,
+    spearman,
+)
+from ..evaluation.erasure import RATIOS
+from ..geometry import nearest_on_manifold, tangent_fraction
+from ..paths import Path
+from .comparison import METHODS, Case, Counted
 
 # name -> 1 where more is better, −1 where less is, 0 where it is neither
 METRICS = {
@@ -41,7 +50,6 @@ METRICS = {
     "relevance mass": 1,
     "relevance rank": 1,
 }
-_SHARES = (0.25, 0.5, 0.75)
 _NO_SUM = "not in units of the score: no sum to compare"
 _NO_PATH = "no path, or no single one"
 _NO_TRUTH = "the evidence is not known"
@@ -170,7 +178,8 @@ def _alignment(maps: Tensor, basis: Tensor) -> dict[str, Tensor]:
 
 def _sums(case: Case, maps: Tensor, baselines: Tensor) -> dict[str, Tensor]:
     """Completeness error, and Σ|A| over |Δf|, which is at least 0.05 there."""
-    change = score_change(case.model, case.inputs, baselines, case.target, len(maps)).abs().clamp_min(LEAST_CHANGE)
+    with scoring(case.model, case.inputs, case.target) as scorer:
+        change = scorer.change(case.inputs, baselines).abs().clamp_min(LEAST_CHANGE)
     error = completeness_error(case.model, case.inputs, maps, case.target, baselines=baselines)
     return {"completeness error": error, "cancellation": maps.flatten(1).abs().sum(1) / change}
 
@@ -195,10 +204,13 @@ def _area(curves: Tensor) -> Tensor:
     return torch.trapezoid(curves, ratios) / (ratios[-1] - ratios[0])
 
 
-def _distance(path: Tensor, inputs: Tensor, truth: Truth) -> Tensor:
-    """Mean over three places of ‖p − nearest image of the generator‖ / ‖x‖: a local search, an upper bound."""
+def _distance(path: Path, inputs: Tensor, truth: Truth) -> Tensor:
+    """Mean over three places of ‖p − nearest image of the generator‖ / ‖x‖: a local search, an upper bound.
+
+    The places are a quarter, half and three quarters of the path's length, whatever its speed.
+    """
     assert truth.decoder is not None and truth.latents is not None
-    points = at_shares(path, _SHARES)
-    starts = truth.latents[:, None].expand(-1, len(_SHARES), *truth.latents.shape[1:]).flatten(0, 1)
+    points = path.sample(4, by="length")[:, 1:-1]
+    starts = truth.latents[:, None].expand(-1, points.shape[1], *truth.latents.shape[1:]).flatten(0, 1)
     found = nearest_on_manifold(truth.decoder, points.flatten(0, 1), starts, max_iter=15, tolerance=1e-2)
     return found.distance.view(len(inputs), -1).mean(1) / inputs.flatten(1).norm(dim=1)

@@ -7,7 +7,7 @@ from test_comparison import Coder, case, model
 import manifold_lib as ml
 from manifold_lib.evaluation.erasure import RATIOS
 from manifold_lib.reproduction import scorecard
-from manifold_lib.reproduction.comparison import METHODS, at_shares
+from manifold_lib.reproduction.comparison import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore:spearman", "ignore:pearson")
 
@@ -73,7 +73,8 @@ def test_values_are_those_of_the_functions_behind_them():
 def test_a_path_through_the_generator_is_on_its_manifold_and_the_straight_one_is_off():
     assert card("EIG")[1].values["path off the manifold"].max() < 1e-3
     given, found = card("IG")
-    places = at_shares(METHODS["IG"].path(given), (0.25, 0.5, 0.75)).flatten(0, 1)
+    shares = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64).view(1, 3, 1, 1, 1)
+    places = (given.baselines[:, None] + shares * (given.inputs - given.baselines)[:, None]).flatten(0, 1)
     starts = Coder.encode(given.inputs)[:, None].repeat_interleave(3, 0)
     far = ml.nearest_on_manifold(Coder.decode, places, starts, max_iter=15, tolerance=1e-2).distance.view(4, 3).mean(1)
     torch.testing.assert_close(found.values["path off the manifold"], far / given.inputs.flatten(1).norm(dim=1))
