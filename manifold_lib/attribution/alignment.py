@@ -18,9 +18,6 @@ from ..paths.quadrature import mean_gradient, rule
 # (baselines, tangent fractions (B,), violations of the constraint (B,)) of each iteration
 Steps = Iterator[tuple[Tensor, Tensor, Tensor]]
 
-_PENALTY = 2.0
-_DAMPING = 0.3
-
 
 class Search(NamedTuple):
     """What does not differ from image to image; ``decode`` maps the variables to baselines where it is given."""
@@ -48,7 +45,7 @@ def projection_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tens
         inside = torch.einsum("bdk,bk->bd", basis, torch.einsum("bdk,bd->bk", basis, values.flatten(1)))
         yield baselines, _share(values, inside.norm(dim=1)), inputs.new_zeros(len(inputs))
         power = average.flatten(1).square().mean(1).view(-1, *(1,) * (inputs.ndim - 1))
-        damping = (_DAMPING**2 * power).clamp_min(torch.finfo(inputs.dtype).tiny)
+        damping = (0.3**2 * power).clamp_min(torch.finfo(inputs.dtype).tiny)
         step = average / (average**2 + damping) * (inside.view_as(values) - values)
         baselines = baselines - torch.nan_to_num(step, nan=0.0, posinf=0.0, neginf=0.0)
         if search.constraint == "box":
@@ -81,7 +78,7 @@ def gradient_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor
                 violation = (found - needed).clamp_min(0) / scale
                 # the score enters by its gradient, which is at hand
                 linear = (slope * baselines).flatten(1).sum(1) / scale
-                objective = fraction - _PENALTY * linear.where(violation > 0, 0)
+                objective = fraction - 2 * linear.where(violation > 0, 0)
             (gradient,) = torch.autograd.grad(objective.sum(), variable)
         variable = variable.detach()
         yield baselines.detach(), fraction.detach(), violation.detach()

@@ -12,9 +12,6 @@ from ..core.scorer import Model, Target
 from ..paths.integral import integrate
 from ..paths.path import Path
 
-# a width at which the filter is the identity to the last digit
-_SHARP = 1e-2
-
 
 def gaussian_filter(inputs: Tensor, sigma: Tensor) -> Tensor:
     """Images after a Gaussian filter, mirrored at the border and not truncated; differentiable in both arguments.
@@ -106,5 +103,6 @@ def _filter(side: int, sigma: Tensor) -> Tensor:
             away = (places[:, None] - image - shift).to(sigma)
             # the pixels at the border lie on the mirror and are seen in it but once
             once = 1 - 0.5 * ((places == 0) | (places == side - 1)).to(sigma) if side > 1 else 1.0
-            weights = weights + once * torch.exp(-0.5 * (away / sigma.clamp_min(_SHARP).view(-1, 1, 1)) ** 2)
+            # a width of 0.01 pixels is the identity to the last digit
+            weights = weights + once * torch.exp(-0.5 * (away / sigma.clamp_min(1e-2).view(-1, 1, 1)) ** 2)
     return weights / weights.sum(2, keepdim=True)

@@ -32,9 +32,6 @@ from . import baselines as starting_points
 from .alignment import Search, Steps, gradient_steps, is_piecewise_linear, projection_steps
 from .latent import decoder_of, encode
 
-_GOAL = 0.99
-_PATIENCE, _GAIN, _SLACK = 50, 1e-4, 1e-6
-
 
 class TangentialBaseline(NamedTuple):
     """What :func:`tangential_baseline` found.
@@ -200,20 +197,20 @@ def _follow(steps: Steps, max_iter: int) -> tuple[Tensor, Tensor, Tensor, Tensor
         if not history:
             best, best_fraction, best_violation = baselines.clone(), fraction, violation
             stale, done = torch.zeros_like(fraction), torch.zeros_like(fraction, dtype=torch.bool)
-        feasible = (violation <= _SLACK) & (best_violation <= _SLACK)
+        feasible = (violation <= 1e-6) & (best_violation <= 1e-6)
         better = torch.where(feasible, fraction > best_fraction, violation < best_violation)
         better &= ~done  # an image must not gain from others that take longer
-        gained = better & (~feasible | (fraction > best_fraction + _GAIN))
+        gained = better & (~feasible | (fraction > best_fraction + 1e-4))
         best[better] = baselines[better]
         best_fraction = torch.where(better, fraction, best_fraction)
         best_violation = torch.where(better, violation, best_violation)
         stale = torch.where(gained, 0, stale + 1)
         history.append(torch.where(done, best_fraction, fraction))
-        done |= ((best_fraction >= _GOAL) & (best_violation <= _SLACK)) | (stale >= _PATIENCE)
+        done |= ((best_fraction >= 0.99) & (best_violation <= 1e-6)) | (stale >= 50)
         if done.all() or len(history) > max_iter:
             break
     history += [best_fraction] * (max_iter + 1 - len(history))
-    return best, torch.stack(history, 1), done, best_violation <= _SLACK
+    return best, torch.stack(history, 1), done, best_violation <= 1e-6
 
 
 def _starts(

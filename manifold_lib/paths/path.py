@@ -12,9 +12,6 @@ from torch import Tensor
 from ..core.checks import check_batch, check_choice, check_count, check_like
 from ..core.scorer import Scorer
 
-# Sampling a path by its length begins with at least so many points, and corrects their times so many times.
-_LEAST_SAMPLES, _CORRECTIONS = 64, 2
-
 
 @dataclass(frozen=True)
 class Path:
@@ -94,11 +91,11 @@ class Path:
             with torch.no_grad():
                 return torch.cat([self.at(some, t) for some, t in pairs]).unflatten(0, times.shape)
 
-        n_first = n if by == "t" else n * -(-_LEAST_SAMPLES // n)
+        n_first = n if by == "t" else n * -(-64 // n)
         times = torch.linspace(0, 1, n_first + 1, device=end.device, dtype=end.dtype).expand(len(end), -1)
         if by == "t":
             return points(times)
-        for _ in range(_CORRECTIONS):
+        for _ in range(2):  # correct the times by the lengths of their own steps
             times = even_times(times, points(times).diff(dim=1).flatten(2).norm(dim=2), n_first)
         steps = points(times).diff(dim=1).flatten(2).norm(dim=2)
         return points(even_times(times, steps, n))

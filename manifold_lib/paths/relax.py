@@ -11,15 +11,6 @@ from ..core.scorer import Scorer
 from .path import column, even_times, polyline
 from .quadrature import rule
 
-_NODES = 2  # where the metric is taken on each segment; by fewer, a long segment jumps over a steep place unseen
-_RESPACING = 5  # iterations after which the points are spread anew
-_STIFFEST = 0.1  # of the mean metric: what a flat segment counts at least as, in the choice of a step
-_SMALLEST_STEP = 2.0**-10
-_TOLERANCE, _CURVE_QUIET = 1e-3, 10
-_EPSILON, _EPSILON_OF_MOST, _LEAST_EPSILON = 0.01, 1e-4, 1e-12
-_RATE, _QUIET, _QUIET_CHANGE = 0.01, 25, 1e-4
-_ENDS, _END_WEIGHT = 0.1, 100.0
-
 # slope(points, rows): ‖∇f‖² and ∇²f ∇f at points of the paths of those rows
 Slope = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # points (B, T, D), energies (B,), iterations (B,), whether it converged (B,)
@@ -55,8 +46,8 @@ def floors(squares: Tensor) -> Tensor:
     (B, T) -> (B,).
     """
     norms = squares.sqrt().nan_to_num(nan=0.0, posinf=0.0)
-    least = (_EPSILON_OF_MOST * norms.amax(1)).clamp_min(_LEAST_EPSILON)
-    return torch.maximum(_EPSILON * norms.median(1).values, least).square()
+    least = (1e-4 * norms.amax(1)).clamp_min(1e-12)
+    return torch.maximum(0.01 * norms.median(1).values, least).square()
 
 
 def uneven(squares: Tensor) -> Tensor:
@@ -80,32 +71,33 @@ def relax_curves(slope: Slope, points: Tensor, epsilon: Tensor, passes: Iterable
     earlier, quiet = energy.clone(), torch.zeros_like(iterations)
     difference = torch.eye(n + 1, dtype=points.dtype, device=points.device).diff(dim=0)[:, 1:-1]
     for iteration in passes:
-        rows = (~flat & ~lost & (quiet < _CURVE_QUIET)).nonzero().squeeze(1)
+        rows = (~flat & ~lost & (quiet < 10)).nonzero().squeeze(1)
         if not len(rows) or n < 2:
             break
-        spread = iteration % _RESPACING == _RESPACING - 1
+        spread = iteration % 5 == 4
         if spread:
             trial, least_fall = respaced(points[rows], metric[rows]), torch.zeros_like(energy[rows])
         else:
-            stiff = torch.maximum(metric[rows], _STIFFEST * metric[rows].mean(1, keepdim=True))
+            # a flat segment counts as at least a tenth of the mean, or its points would jump
+            stiff = torch.maximum(metric[rows], 0.1 * metric[rows].mean(1, keepdim=True))
             stiffness = n * torch.einsum("is,bi,it->bst", difference, stiff, difference)
             direction = -torch.linalg.solve(stiffness, gradient[rows, 1:-1])
             fall = -(gradient[rows, 1:-1] * direction).sum((1, 2))
-            flat[rows] = fall <= _TOLERANCE * energy[rows]
+            flat[rows] = fall <= 1e-3 * energy[rows]
             trial, least_fall = points[rows], 1e-4 * step[rows] * fall
             trial[:, 1:-1] += column(step[rows], direction) * direction
         new_energy, new_gradient, new_metric = curve_energy_and_gradient(slope, trial, rows, epsilon[rows])
         better = new_energy < energy[rows] - least_fall
         if not spread:
-            step[rows] = torch.where(better, 1.5 * step[rows], 0.4 * step[rows]).clamp(_SMALLEST_STEP, 1)
+            step[rows] = torch.where(better, 1.5 * step[rows], 0.4 * step[rows]).clamp(2.0**-10, 1)
         taken = rows[better]
         points[taken], energy[taken] = trial[better], new_energy[better]
         gradient[taken], metric[taken] = new_gradient[better], new_metric[better]
-        fell = energy[rows] < (1 - _TOLERANCE) * earlier[rows]
+        fell = energy[rows] < (1 - 1e-3) * earlier[rows]
         earlier[rows[fell]] = energy[rows[fell]]
         quiet[rows] = torch.where(fell, 0, quiet[rows] + 1)
         iterations[rows] += 1
-    return points, energy, iterations, flat | (quiet >= _CURVE_QUIET) | (n < 2)
+    return points, energy, iterations, flat | (quiet >= 10) | (n < 2)
 
 
 def curve_energy_and_gradient(
@@ -113,11 +105,12 @@ def curve_energy_and_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Energies (B,), their gradients in the points (B, T, D), and the mean metric of each segment (B, T − 1)."""
     n = points.shape[1] - 1
-    times, weights = rule("gausslegendre", _NODES, points)
+    # with one node, a long segment would jump over a steep place unseen
+    times, weights = rule("gausslegendre", 2, points)
     chords = points.diff(dim=1)
     inner = points[:, :-1, None] + times[:, None] * chords[:, :, None]
     squares, turns = slope(inner.flatten(1, 2), rows)
-    squares, turns = squares.unflatten(1, (n, _NODES)), turns.unflatten(1, (n, _NODES))
+    squares, turns = squares.unflatten(1, (n, 2)), turns.unflatten(1, (n, 2))
     metric = squares @ weights + epsilon[:, None]
     lengths = chords.square().sum(2)
     pull = n * metric[:, :, None] * chords
@@ -158,9 +151,9 @@ def relax_potential(
     first, points = points, points.clone()
     pull = torch.ones_like(points[0, :, 0])
     if free_ends:
-        n_held = max(int(_ENDS * len(pull)), 1)
-        pull[:n_held] += _END_WEIGHT
-        pull[-n_held:] += _END_WEIGHT
+        n_held = max(len(pull) // 10, 1)
+        pull[:n_held] += 100
+        pull[-n_held:] += 100
     squares, turns = slope(points, torch.arange(len(points), device=points.device))
     best, best_energy = points.clone(), sign * beta * squares.sqrt()
     earlier, quiet = best_energy.sum(1), torch.zeros(len(points), dtype=torch.int64, device=points.device)
@@ -168,7 +161,7 @@ def relax_potential(
     mean, variance = torch.zeros_like(points), torch.zeros_like(points)
     tiny = torch.finfo(points.dtype).tiny
     for iteration in passes:
-        rows = ((quiet < _QUIET) & torch.isfinite(earlier)).nonzero().squeeze(1)
+        rows = ((quiet < 25) & torch.isfinite(earlier)).nonzero().squeeze(1)
         if not len(rows):
             break
         offset = points[rows] - first[rows]
@@ -181,15 +174,15 @@ def relax_potential(
         variance[rows] = 0.999 * variance[rows] + 0.001 * gradient.square()
         count = iteration + 1
         corrected = mean[rows] / (1 - 0.9**count), variance[rows] / (1 - 0.999**count)
-        points[rows] -= _RATE * corrected[0] / (corrected[1].sqrt() + 1e-8)
+        points[rows] -= 0.01 * corrected[0] / (corrected[1].sqrt() + 1e-8)
         squares[rows], turns[rows] = slope(points[rows], rows)
         energy = pull * (points[rows] - first[rows]).norm(dim=2) + sign * beta * squares[rows].sqrt()
         better = energy < best_energy[rows]
         best[rows] = torch.where(better[:, :, None], points[rows], best[rows])
         best_energy[rows] = torch.where(better, energy, best_energy[rows])
         total = best_energy[rows].sum(1)
-        progress = earlier[rows] - total > _QUIET_CHANGE * total.abs()
+        progress = earlier[rows] - total > 1e-4 * total.abs()
         earlier[rows] = torch.where(progress, total, earlier[rows])
         quiet[rows] = torch.where(progress, 0, quiet[rows] + 1)
         iterations[rows] += 1
-    return best, best_energy.sum(1), iterations, quiet >= _QUIET
+    return best, best_energy.sum(1), iterations, quiet >= 25
