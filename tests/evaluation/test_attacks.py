@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from captum.robust import PGD
+from conditional import same_alone
 from helpers import close, conv_model, draw, no_warning, one_warning, smooth_model, untouched
 
 import manifold_lib as ml
@@ -210,3 +211,13 @@ def test_bad_settings_are_refused_by_name(keywords, name, images):
 def test_a_model_with_one_score_is_refused(images):
     with pytest.raises(ValueError, match="model"):
         ml.pgd(lambda x: x.flatten(1).sum(1), images, eps=1.0)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_image_with_an_argument_of_its_own_gets_what_it_gets_alone(norm):
+    same_alone(lambda m, x, a, t, **k: ml.pgd(m, x, t, eps=0.3, norm=norm, n_steps=5, **k))
+
+
+def test_one_column_of_scores_is_no_logits(images):
+    with pytest.raises(ValueError, match=r"got scores \(B, 1\), wants logits"):
+        ml.pgd(lambda x: x.flatten(1).sum(1, keepdim=True), images, eps=1.0)

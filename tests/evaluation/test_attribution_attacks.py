@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from conditional import CLASSES, CONDITION, INPUTS, MAPS, MODEL, SIZES, given, same_alone
 from helpers import draw, seeded
 from torch import nn
 
@@ -244,3 +245,44 @@ def test_an_attribution_of_ones_own_may_mark_its_input_and_needs_no_grad_mode():
     with torch.no_grad():
         off = ml.attribution_attack(model, x, goal, **more)
     assert not x.requires_grad and not attack.inputs.requires_grad and torch.equal(attack.inputs, off.inputs)
+
+
+EXPLAINED = {
+    "gradient": ml.gradient,
+    "input_x_gradient": ml.input_x_gradient,
+    "integrated_gradients": functools.partial(ml.integrated_gradients, n_steps=5),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_an_image_with_an_argument_of_its_own_gets_what_it_gets_alone(name, size):
+    def attacked(model, inputs, maps, target, **options):
+        found = ml.attribution_attack(
+            *(model, inputs, maps, target), attribution=EXPLAINED[name], eps=0.2, n_steps=11, **options
+        )
+        parts = (found.inputs, found.attributions, found.history.T, found.kept[:, None].double())
+        return torch.cat([part.flatten(1) for part in parts], 1)
+
+    same_alone(attacked, size)
+
+
+def test_an_argument_that_all_share_needs_no_attribution_that_takes_it_apart():
+    """One of each image is passed on with the chunk, and the model that is given knows the shared ones."""
+    seen = []
+
+    def own(model, inputs, target, *, additional_forward_args=None, create_graph=False):
+        seen.append(additional_forward_args)
+        options = {"additional_forward_args": additional_forward_args, "create_graph": create_graph}
+        return ml.gradient(model, inputs, target, **options)
+
+    more = {"attribution": own, "eps": 0.2, "n_steps": 2, "internal_batch_size": 3, **given()}
+    ml.attribution_attack(MODEL, INPUTS, MAPS, CLASSES, **more)
+    assert {len(args) for args in seen} == {1}
+    assert torch.equal(seen[0][0], CONDITION[:3]) and torch.equal(seen[-1][0], CONDITION[3:])
+
+
+def test_an_attribution_that_does_not_take_other_arguments_is_refused():
+    options = {"eps": 0.2, "n_steps": 2, **given()}
+    with pytest.raises(ValueError, match="additional_forward_args"):
+        ml.attribution_attack(MODEL, INPUTS, MAPS, 0, attribution=lambda m, x, t: x, **options)

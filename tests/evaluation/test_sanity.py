@@ -1,8 +1,13 @@
+"""Weights drawn anew, and sensitivity: by hand, and Captum's of our maps."""
+
 import copy
+import functools
 
 import pytest
 import torch
-from helpers import conv_model, draw, smooth_model
+from captum.metrics import sensitivity_max
+from conditional import INPUTS, MODEL, given, same_alone
+from helpers import conv_model, draw, seeded, smooth_model
 from torch import nn
 
 import manifold_lib as ml
@@ -104,3 +109,87 @@ def test_maps_of_another_shape_are_refused():
 def test_bad_numbers_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         ml.max_sensitivity(smooth_model(), draw(2, 1, 4, 4), 0, attribution=ml.gradient, **options)
+
+
+def linear_model():
+    return seeded(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double(), 0)
+
+
+METHODS = {
+    "IG": ml.integrated_gradients,
+    "adaptive IG": lambda model, x, target: ml.integrated_gradients(model, x, target, tolerance=0.01),
+    "guided IG": lambda model, x, target: ml.guided_ig(model, x, target, n_steps=20),
+    "input × gradient": ml.input_x_gradient,
+}
+
+
+@pytest.mark.parametrize("copies", [1, 5])
+def test_the_gradient_of_a_linear_model_is_not_sensitive(copies):
+    """Classes differ, so copies of an image that met another's class would show."""
+    model, inputs, target = linear_model(), draw(5, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1])
+
+    def explain(images, target):
+        return tuple(ml.gradient(model, one, target) for one in images)
+
+    assert (sensitivity_max(explain, inputs, target=target, n_perturb_samples=copies) == 0).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sensitivity_is_the_largest_relative_change(name):
+    model, inputs, target = smooth_model(), draw(4, 1, 4, 4), torch.tensor([0, 1, 0, 1])
+    seen = []
+
+    def explain(images, target):
+        seen.append(tuple(METHODS[name](model, one.detach(), target) for one in images))
+        return seen[-1]
+
+    found = sensitivity_max(explain, inputs, target=target, n_perturb_samples=3, perturb_radius=0.05)
+    (clean,), (copied,) = seen
+    change = (copied.view(4, 3, -1) - clean.view(4, 1, -1)).norm(dim=2) / clean.view(4, -1).norm(dim=1, keepdim=True)
+    assert torch.allclose(found, change.amax(1)) and (found > 0).all()
+
+
+SENSITIVE = {
+    "gradient": ml.gradient,
+    "input_x_gradient": ml.input_x_gradient,
+    "integrated_gradients": ml.integrated_gradients,
+    "chunks of three": functools.partial(ml.integrated_gradients, internal_batch_size=3),
+}
+
+
+@pytest.mark.parametrize("name", SENSITIVE)
+def test_an_image_with_an_argument_of_its_own_gets_what_it_gets_alone(name):
+    def measure(model, inputs, maps, target, **options):
+        attribution = SENSITIVE[name]
+        maps = attribution(model, inputs, target, **options)
+        found = [
+            ml.max_sensitivity(
+                *(model, inputs, target),
+                attribution=attribution,
+                radius=0.5,
+                n_samples=3,
+                maps=some,
+                generator=seed(),
+                **options,
+            )
+            for some in (None, maps)
+        ]
+        return torch.stack(found, 1)
+
+    same_alone(measure)
+
+
+def test_an_attribution_that_does_not_take_other_arguments_is_refused():
+    def own(model, inputs, target):
+        return inputs
+
+    with pytest.raises(ValueError, match="additional_forward_args"):
+        ml.max_sensitivity(MODEL, INPUTS, 0, attribution=own, **given())
+
+    def passing(model, inputs, target, **options):
+        return ml.gradient(model, inputs, target, **options)
+
+    options = {"n_samples": 2, **given()}
+    found = ml.max_sensitivity(MODEL, INPUTS, 0, attribution=passing, generator=seed(), **options)
+    expected = ml.max_sensitivity(MODEL, INPUTS, 0, attribution=ml.gradient, generator=seed(), **options)
+    assert torch.equal(found, expected)

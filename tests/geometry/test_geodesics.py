@@ -1,4 +1,4 @@
-"""Latent geodesics: closed forms on surfaces, invariances, and the gradient of the energy."""
+"""Latent geodesics: closed forms on surfaces, an ODE solver as oracle, invariances, limits."""
 
 from __future__ import annotations
 
@@ -8,35 +8,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import draw, seeded
+from decoders import image_decoder, pair, sphere, torus
+from helpers import draw
 from scipy.integrate import solve_bvp
-from torch import Tensor, nn
+from torch import Tensor
 
 import manifold_lib as ml
-from manifold_lib.geometry import curves, descent, hessian, metric
+from manifold_lib.geometry import curves, metric
 from manifold_lib.reproduction import zoo
-
-
-def sphere(z: Tensor) -> Tensor:
-    """Colatitude and longitude -> the unit sphere."""
-    theta, phi = z[:, 0], z[:, 1]
-    return torch.stack([theta.sin() * phi.cos(), theta.sin() * phi.sin(), theta.cos()], 1)
-
-
-def torus(z: Tensor) -> Tensor:
-    """Angles around the hole (radius 2) and around the tube (radius 1)."""
-    ring = 2 + z[:, 1].cos()
-    return torch.stack([ring * z[:, 0].cos(), ring * z[:, 0].sin(), z[:, 1].sin()], 1)
-
-
-def image_decoder(k: int = 4, seed: int = 0) -> nn.Module:
-    layers = (nn.Linear(k, 32), nn.SiLU(), nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 48), nn.Sigmoid())
-    return seeded(nn.Sequential(*layers, nn.Unflatten(1, (3, 4, 4))), seed).double()
-
-
-def pair(*ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    start, end = torch.tensor(ends, dtype=torch.float64)
-    return start[None], end[None]
 
 
 def great_circle(start: Tensor, end: Tensor, n_steps: int) -> Tensor:
@@ -44,9 +23,6 @@ def great_circle(start: Tensor, end: Tensor, n_steps: int) -> Tensor:
     angle = (a @ b).acos()
     t = torch.linspace(0, 1, n_steps + 1, dtype=a.dtype)[:, None]
     return (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()
-
-
-# --- surfaces ----
 
 
 @pytest.mark.parametrize("n_steps", [8, 16, 32, 64, 128])
@@ -116,9 +92,6 @@ def test_it_agrees_with_an_ode_solver() -> None:
     span = (end - start).norm()
     assert (found.points[0] - expected).norm(dim=1).max() < 0.01 * span
     assert found.length.item() == pytest.approx(ml.curve_length(decoder, expected[None]).item(), rel=1e-3)
-
-
-# --- laws ----
 
 
 def test_a_linear_decoder_returns_the_straight_line_at_once() -> None:
@@ -194,12 +167,6 @@ def test_a_decoder_without_derivative_is_named() -> None:
         ml.geodesic(lambda z: z.detach().square(), draw(1, 3), draw(1, 3, seed=1))
 
 
-def test_exp_map_names_the_step_at_which_the_decoder_fails() -> None:
-    start = torch.tensor([[1.0], [0.1]], dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"decoder: got NaN .* at step \d+ of 32 of the geodesics \[1\]"):
-        ml.exp_map(lambda z: torch.cat([z.sqrt(), z], 1), start, torch.tensor([[1.0], [-2.0]], dtype=torch.float64))
-
-
 def test_inference_mode_and_its_tensors_are_no_obstacle() -> None:
     decoder, start, end = image_decoder(), draw(2, 4, seed=1), draw(2, 4, seed=2)
     usual = ml.geodesic(decoder, start, end, max_iter=20)
@@ -238,14 +205,6 @@ def test_no_more_images_than_asked_for_are_decoded_at_once(size: int) -> None:
     torch.testing.assert_close(found.points, ml.geodesic(decoder, start, end, max_iter=12).points)
 
 
-def test_energy_and_length_can_be_differentiated() -> None:
-    decoder, points = image_decoder(), draw(2, 5, 4).requires_grad_()
-    for measure in (ml.curve_energy, ml.curve_length):
-        assert torch.autograd.gradcheck(lambda p, f=measure: f(decoder, p), points)
-        assert not measure(decoder, points.detach()).requires_grad
-    assert not ml.exp_map(decoder, draw(1, 4), 0.1 * draw(1, 4, seed=1), n_steps=2).requires_grad
-
-
 def test_the_classifier_can_be_counted_in_by_stacking_maps() -> None:
     """Where the score jumps between the ends anyway, the way round its other jumps becomes the shorter."""
 
@@ -276,19 +235,6 @@ def test_the_energy_never_rises_and_the_ends_stay() -> None:
     # max_iter is shared among the levels, and what is minimised is the energy on twice the points: see the next test
     assert (torch.stack(energies).diff(dim=0) <= 1e-5 * energies[-1]).all()
     assert (energies[-1] < energies[0]).all()
-
-
-@pytest.mark.parametrize("n_knots", [5, 11])
-def test_within_a_level_the_energy_never_rises(n_knots: int) -> None:
-    decoder, start, end = image_decoder(), draw(6, 4, seed=1), draw(6, 4, seed=2)
-    line = curves.line_between(start, end, 12)
-    knots, energies = curves.knot_basis(12, n_knots, line), [ml.curve_energy(decoder, line)]
-    for max_iter in range(2, 40):
-        passes = torch.zeros(6, dtype=torch.int64)
-        found = descent.descend(decoder, line, knots, max_iter, 1e-12, passes, None)[0]
-        energies.append(ml.curve_energy(decoder, found))
-        assert torch.equal(found[:, 0], start) and torch.equal(found[:, -1], end)
-    assert (torch.stack(energies).diff(dim=0) <= 1e-13 * energies[-1]).all()
 
 
 def test_a_coarse_curve_does_not_jump_over_a_barrier() -> None:
@@ -328,48 +274,6 @@ def test_a_batch_is_its_curves_one_by_one() -> None:
         assert single.iterations[0] == whole.iterations[i]
     chunked = ml.geodesic(decoder, start, end, internal_batch_size=20)
     torch.testing.assert_close(chunked.points, whole.points, rtol=0, atol=1e-6)
-
-
-def test_the_gradient_is_that_of_the_energy() -> None:
-    decoder = image_decoder()
-    base = draw(2, 7, 4)
-    knots = curves.knot_basis(6, None, base)
-    offset = draw(2, 5, 4, seed=9).requires_grad_()
-    points = base + torch.nn.functional.pad(offset, (0, 0, 1, 1))
-    images = decoder(points.flatten(0, 1)).flatten(1).view(2, 7, -1)
-    energy = 3 * images.diff(dim=1).square().sum((1, 2))
-    (expected,) = torch.autograd.grad(energy.sum(), offset)
-    value, found = descent.energy_and_gradient(decoder, base, knots, offset.detach())
-    torch.testing.assert_close(value, energy.detach(), rtol=1e-10, atol=0)
-    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(ml.curve_energy(decoder, points), energy.detach())
-
-
-@pytest.mark.parametrize("n_knots", [None, 3])
-def test_the_gauss_newton_hessian_is_that_of_a_linear_decoder(n_knots: int | None) -> None:
-    matrix, base = draw(3, 7), draw(2, 7, 3, seed=2)
-    knots = curves.knot_basis(6, n_knots, base)
-    m = knots.shape[1]
-
-    def energy(offset: Tensor) -> Tensor:
-        images = (base[:1] + knots @ offset.view(1, m, 3)) @ matrix
-        return 3 * images.diff(dim=1).square().sum()
-
-    exact = torch.autograd.functional.hessian(energy, torch.zeros(3 * m, dtype=base.dtype))
-    factor = hessian.gauss_newton(lambda z: z @ matrix, base, knots)[0]
-    ridge = (factor @ factor.T - exact).diagonal().mean()
-    torch.testing.assert_close(factor @ factor.T, exact + ridge * torch.eye(3 * m, dtype=base.dtype))
-    assert ridge < 0.01 * exact.diagonal().mean()
-
-
-@pytest.mark.parametrize("k", [16, 17, 129])
-def test_every_size_of_latent_space_has_its_preconditioner(k: int) -> None:
-    decoder = image_decoder(k)
-    start, end = draw(2, k, seed=1), draw(2, k, seed=2)
-    found = ml.geodesic(decoder, start, end, n_steps=8, max_iter=80)
-    line = ml.geodesic(decoder, start, end, n_steps=8, max_iter=0)
-    assert (found.energy < 0.98 * line.energy).all()
-    assert found.converged.all() or k > 128  # one number for the metric is a rough preconditioner
 
 
 def test_a_spline_curve_comes_close_with_few_knots() -> None:
@@ -413,66 +317,6 @@ def test_what_has_not_converged_is_flagged_and_warned_once() -> None:
     assert not found.converged.any()
 
 
-# --- metric, exponential and logarithm ----
-
-
-def test_metric_and_magnification_of_the_sphere() -> None:
-    z = torch.tensor([[0.5, 0.3], [1.2, -2.0]], dtype=torch.float64)
-    expected = torch.diag_embed(torch.stack([torch.ones(2, dtype=z.dtype), z[:, 0].sin() ** 2], 1))
-    torch.testing.assert_close(ml.pullback_metric(sphere, z), expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(ml.magnification_factor(sphere, z), z[:, 0].sin(), rtol=1e-12, atol=0)
-
-
-def test_magnification_keeps_small_factors() -> None:
-    """det(JᵀJ) = 1e-20 in float32 is lost if JᵀJ is formed."""
-    matrix = torch.tensor([[1.0, 1.0], [0.0, 1e-5], [0.0, 0.0]])
-    found = ml.magnification_factor(lambda z: z @ matrix.T, torch.zeros(1, 2))
-    assert found.item() == pytest.approx(1e-5, rel=1e-4)
-
-
-def test_exp_map_walks_great_circles_and_log_map_comes_back() -> None:
-    start, end = pair((0.5, 0.0), (0.7, 2.2))
-    velocity = ml.log_map(sphere, start, end, n_steps=64)
-    speed = torch.einsum("bi,bij,bj->b", velocity, ml.pullback_metric(sphere, start), velocity).sqrt()
-    assert speed.item() == pytest.approx(1.0593355, rel=2e-3)
-    torch.testing.assert_close(ml.exp_map(sphere, start, velocity, n_steps=64), end, rtol=0, atol=1e-2)
-
-
-def test_exp_map_keeps_the_speed() -> None:
-    decoder, z, v = image_decoder(2), draw(3, 2, seed=1), draw(3, 2, seed=2)
-    speeds = []
-    for t in (0.0, 0.5, 1.0):
-        here, ahead = (ml.exp_map(decoder, z, s * v, n_steps=64) for s in (t, t + 1e-4))
-        speeds.append((decoder(ahead) - decoder(here)).flatten(1).norm(dim=1) / 1e-4)
-    torch.testing.assert_close(speeds[0], speeds[2], rtol=1e-3, atol=0)
-
-
-# --- curves ----
-
-
-def test_resampling_gives_constant_speed_and_keeps_the_curve() -> None:
-    times = torch.linspace(0, 1, 65, dtype=torch.float64) ** 2
-    z = torch.stack([0.5 + 0.2 * times, 2.2 * times], 1)[None]
-    even = ml.resample(sphere, z, 32)
-    steps = sphere(even[0]).diff(dim=0).norm(dim=1)
-    assert steps.std() / steps.mean() < 0.01
-    assert torch.equal(even[:, 0], z[:, 0])
-    assert torch.equal(even[:, -1], z[:, -1])
-    torch.testing.assert_close(even[0, :, 0], 0.5 + 0.2 * even[0, :, 1] / 2.2, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("n_points", [2, 3, 4, 9])
-def test_splines_pass_through_their_points_and_reproduce_parabolas(n_points: int) -> None:
-    t = torch.linspace(0, 1, n_points, dtype=torch.float64)
-    values = torch.stack([t, 3 * t**2 - t], 1)[None]
-    fine = torch.linspace(0, 1, 33, dtype=torch.float64)[None]
-    torch.testing.assert_close(curves.spline_points(values, t[None]), values)
-    found = curves.spline_points(values, fine)
-    torch.testing.assert_close(found[0, :, 0], fine[0], rtol=0, atol=1e-12)
-    if n_points > 3:
-        torch.testing.assert_close(found[0, :, 1], 3 * fine[0] ** 2 - fine[0], rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("decades", [1, 2, 3, 4])
 def test_the_units_of_the_latents_do_not_matter(decades: int) -> None:
     """At the default tolerance; the straight line has 15 % more energy than the geodesics here."""
@@ -511,39 +355,6 @@ def test_nan_between_the_points_harms_that_curve_only() -> None:
     alone = ml.geodesic(decoder, start[1:], end[1:])
     torch.testing.assert_close(found.points[1:], alone.points)
     assert found.points.isfinite().all() and found.energy.isfinite().all() and found.converged.tolist() == [False, True]
-
-
-@pytest.mark.parametrize("n_steps", [4, 8, 32])
-@pytest.mark.parametrize("name", ["uneven line", "half circle", "sphere"])
-def test_resampled_curves_have_constant_decoded_speed(name: str, n_steps: int) -> None:
-    t = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None] ** 2
-    curves_of = {
-        "uneven line": (lambda z: z, torch.cat([t, 0 * t], 1)),
-        "half circle": (lambda z: z, torch.cat([(torch.pi * t).cos(), (torch.pi * t).sin()], 1)),
-        "sphere": (sphere, torch.cat([0.5 + 0.2 * t, 2.2 * t], 1)),
-    }
-    decoder, points = curves_of[name]
-    found = ml.resample(decoder, points[None], n_steps)
-    steps = decoder(found[0]).diff(dim=0).norm(dim=1)
-    assert steps.std() <= 0.01 * steps.mean()
-    assert torch.equal(found[:, [0, -1]], points[None][:, [0, -1]])
-
-
-@pytest.mark.parametrize("size", [1, 4])
-def test_no_more_images_at_once_than_asked(size: int) -> None:
-    seen, inner = [], image_decoder()
-
-    def decoder(z: Tensor) -> Tensor:
-        seen.append(len(z))
-        return inner(z)
-
-    points = draw(2, 20, 4)
-    for measure in (ml.curve_energy, ml.curve_length):
-        torch.testing.assert_close(measure(decoder, points, internal_batch_size=size), measure(inner, points))
-        assert max(seen) <= size
-    found = ml.resample(decoder, points, 7, internal_batch_size=size)
-    assert max(seen) <= size
-    torch.testing.assert_close(found, ml.resample(inner, points, 7))
 
 
 @pytest.mark.parametrize("n_latents", [17, 32, 64])
