@@ -91,8 +91,10 @@ def train_moons(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    found = []
-    for i, (case, parts, network) in enumerate(zip(cases, sets, networks, strict=True)):
+    for i, network in enumerate(networks):
         network.load_state_dict({name: stack[i].detach() for name, stack in weights.items()})
-        found.append(Moons(*case, *(part.to(device) for part in parts), network.eval()))
-    return found
+    every = zip(cases, sets, networks, strict=True)
+    return [
+        Moons(noise, seed, x.to(device), y.to(device), test_x.to(device), test_y.to(device), network.eval())
+        for (noise, seed), (x, y, test_x, test_y), network in every
+    ]

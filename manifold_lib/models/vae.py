@@ -55,7 +55,8 @@ def _he(module: nn.Module) -> None:
     """He initialisation. With torch's default the VAE of paper 1 learns slowly: 133 nats after five epochs, not 93."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def _down(*widths: int) -> list[nn.Module]:

@@ -136,13 +136,15 @@ def execute(slug: str, source: Path, folder: Path, lock: int, parameters: dict[s
         os.dup2(stream.fileno(), 2)
 
     from jupyter_client.manager import AsyncKernelManager
+    from jupyter_client.provisioning import LocalProvisioner
     from papermill import PapermillExecutionError, execute_notebook
 
     class Kernel(AsyncKernelManager):
         async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
             # The kernel inherits the lock: should it outlive this process, the next run waits for its end.
             await super().start_kernel(pass_fds=(lock,), **options)
-            _kernel_groups.append(os.getpgid(self.provisioner.pid))  # type: ignore[attr-defined]
+            if isinstance(self.provisioner, LocalProvisioner) and self.provisioner.pid is not None:
+                _kernel_groups.append(os.getpgid(self.provisioner.pid))
 
     # Bars of notebooks that run side by side would overwrite each other.
     watched = sys.stderr.isatty() and "jobserver" not in os.environ.get("MAKEFLAGS", "")

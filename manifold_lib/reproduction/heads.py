@@ -88,9 +88,9 @@ def fit_head(
         network.set_submodule(part, head)
     while batch_size > 2 and len(features) % batch_size == 1:
         batch_size -= 1  # batch norm has no statistics of one photograph
-    options = {"epochs": epochs, "batch_size": batch_size, "learning_rate": 1e-3, "seed": seed}
     loss = training.multilabel_loss if photos.labels.ndim == 2 else training.classification_loss
-    training.fit(head, loss, (features, photos.labels), **options)
+    data = (features, photos.labels)
+    training.fit(head, loss, data, epochs=epochs, batch_size=batch_size, learning_rate=1e-3, seed=seed)
     head.eval()
 
 
