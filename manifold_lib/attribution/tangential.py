@@ -25,7 +25,7 @@ from ..core.checks import (
 )
 from ..core.progress import progress_bar
 from ..core.scorer import Model, Scorer, Target, scoring
-from ..geometry.tangent import flat_like, tangent_fraction
+from ..geometry.projection import flat_like, tangent_fraction
 from ..paths.integral import integrate, path_method, with_delta
 from ..paths.path import straight_path
 from . import baselines as starting_points

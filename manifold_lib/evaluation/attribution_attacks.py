@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -63,38 +63,32 @@ def attribution_attack(
 ) -> Attack:
     """Move the attribution of each image towards another map, within a ball and with the prediction kept.
 
-    Descends ‖n(A(u)) − n(T)‖² / ‖n(T)‖² + KL(p(x) ‖ p(u)) over u, where n sums |A| over channels and scales the sum
-    to 1, by projected steps along the gradient averaged with momentum, shorter towards the end. A ReLU network has no
-    second derivative, so meanwhile its ReLUs act as softplus, sharper with each step. Every tenth image on the way is
-    judged on the network as it is. Of those whose prediction is as it was, the one nearest to the target map is kept.
+    Descends ‖n(A(u)) − n(T)‖² / ‖n(T)‖² + KL(p(x) ‖ p(u)) over u, where n is :func:`relevance`, by projected steps
+    along the gradient averaged with momentum, shorter towards the end. A ReLU network has no second derivative, so
+    meanwhile its ReLUs act as softplus, sharper with each step. Every tenth image on the way is judged on the network
+    as it is. Of those whose prediction is as it was, the one nearest to the target map is returned.
 
     Parameters
     ----------
-    model : callable
-        Logits (B, C) from inputs (B, *shape). Only while this function runs, and only within the model, ``relu`` is
-        replaced; nothing of the model is changed.
+    model, inputs, target, additional_forward_args
+        As for :func:`manifold_lib.gradient`; the model gives logits (B, C), and is not changed: only while this
+        function runs, and only within the model, ``relu`` is replaced.
     target_maps : Tensor
         (B, *shape), the maps T to imitate, such as attributions of other images.
-    target : int, Tensor or None
-        The class whose attribution is attacked; None means the class predicted at ``inputs``.
     attribution : callable
-        ``attribution(model, inputs, target)`` -> (B, *shape), differentiable. Functions of this library that take
-        ``create_graph`` are given it; fix their other arguments with :func:`functools.partial`. With other arguments of
-        the model it is also given ``additional_forward_args=``, those of each image; the model it is given knows the
-        rest.
-    eps : float or Tensor
-        Radius of the ball in input units, one for all or one per image (B,).
-    norm : {"linf", "l2"}
+        ``attribution(model, inputs, target)`` -> (B, *shape), differentiable. One that takes ``create_graph`` is given
+        it. If the model has other arguments, those of each image come as ``additional_forward_args=``; those that all
+        images share are known to the model that is given.
+    eps, norm, clamp
+        The ball and the valid range, as for :func:`pgd`.
     n_steps : int
         Gradient steps. Each costs the attribution and its backward pass.
-    clamp : tuple or None
-        Valid range of the inputs.
     softplus_beta : tuple or None
         First and last sharpness of the softplus, in between geometrically; None keeps the ReLUs.
-    additional_forward_args : Tensor, tuple or other, optional
-        As for :func:`manifold_lib.gradient`.
     internal_batch_size : int
         Images attacked at once.
+    progress : bool
+        Show a bar over the steps.
 
     Raises
     ------
@@ -130,8 +124,9 @@ def attribution_attack(
         # the attribution would repeat this warning at each step
         warnings.filterwarnings("ignore", message="the model is in train mode")
         for rows in torch.arange(len(inputs), device=inputs.device).split(internal_batch_size):
-            bound, bar = (radius[rows], norm, clamp), functools.partial(progress_bar, show=progress)
-            found.append(_attack(scorer.of(rows), inputs[rows], goals[rows], attribution, bound, betas, bar))
+            bar = progress_bar(betas, show=progress, desc="attribution attack")
+            bound = (radius[rows], norm, clamp)
+            found.append(_attack(scorer.of(rows), inputs[rows], goals[rows], attribution, bound, bar, n_steps))
     points, maps, kept, history = zip(*found, strict=True)
     attack = Attack(torch.cat(points), torch.cat(maps), torch.cat(kept), torch.cat(history, 1))
     warn_non_finite(attack.attributions, "attribution_attack")
@@ -148,10 +143,10 @@ def _attack(
     goal: Tensor,
     attribution: Attribution,
     bound: tuple[Tensor, str, tuple[float, float] | None],
-    betas: list[float],
-    bar: Callable,
+    betas: Iterable[float],
+    n_steps: int,
 ) -> Attack:
-    """Some images at once."""
+    """Some images at once; ``betas`` is the sharpness of each step."""
     radius, norm, clamp = bound
     model, own = _with_shared(scorer)
     judge = with_arguments(attribution, own or None)
@@ -174,7 +169,7 @@ def _attack(
     # a map of zeros, as IG's of a black image, is at no distance that can be given
     least = torch.nan_to_num(distance, nan=math.inf)
     velocity, history = torch.zeros_like(inputs), []
-    for i, beta in enumerate(bar(betas, desc="attribution attack")):
+    for i, beta in enumerate(betas):
         points = points.requires_grad_()
         with torch.enable_grad():
             soft = _softened(model, beta)
@@ -184,11 +179,11 @@ def _attack(
         history.append(distance.detach())
         velocity = 0.9 * velocity + ascent_direction(gradient, "l2", "sample")
         # steps fall to 0 and add up to 2.5 radii, so that an image can cross the ball
-        share = 2 * (1 - i / len(betas)) * 2.5 / len(betas)
+        share = 2 * (1 - i / n_steps) * 2.5 / n_steps
         moved = points.detach() - share * radius * ascent_direction(velocity, norm, "sample")
         points = inputs + into_ball(moved - inputs, radius, norm, "sample")
         points = points if clamp is None else points.clamp(low, high)
-        if (i + 1) % 10 == 0 or i + 1 == len(betas):
+        if (i + 1) % 10 == 0 or i + 1 == n_steps:
             maps, distance, kept = judged(points)
             better = (kept & (distance < least)).view(-1, *(1,) * (inputs.ndim - 1))
             least = torch.where(better.flatten(), distance, least)

@@ -64,7 +64,7 @@ def retrain(
     seed: int = 0,
     progress: bool = False,
 ) -> Tensor:
-    """Train M fresh networks at once, each on its own version of the images; return whether each test image is right.
+    """Train M fresh networks at once, each on its own version of the images, and test them: (M, N_test) bool, right.
 
     The networks share the first weights, the batches and the labels, so they differ by their data alone.
 
@@ -81,11 +81,6 @@ def retrain(
         Of Adam with a one-cycle schedule.
     seed : int
         Of the first weights and of the batches.
-
-    Returns
-    -------
-    Tensor
-        (M, N_test) bool.
 
     Raises
     ------
@@ -131,11 +126,6 @@ def retrain(
             loss.backward()
             optimizer.step()
             schedule.step()
+    parts = zip(test_inputs.split(500, 1), test_labels.split(500), strict=True)
     with torch.no_grad():
-        return torch.cat(
-            [
-                forward(stacked, chunk).argmax(2) == labels
-                for chunk, labels in zip(test_inputs.split(500, 1), test_labels.split(500), strict=True)
-            ],
-            1,
-        )
+        return torch.cat([forward(stacked, chunk).argmax(2) == labels for chunk, labels in parts], 1)

@@ -22,7 +22,8 @@ Attribution = Callable[..., Tensor]
 def randomised(model: nn.Module, *, n_layers: int | None = None, generator: torch.Generator | None = None) -> nn.Module:
     """A copy of the network with the weights of its last layers drawn anew (Adebayo et al. 2018).
 
-    A map that hardly changes with it depends on the image and not on the network.
+    A map that hardly changes with it depends on the image and not on the network. The copy is in the model's mode, its
+    parameters frozen or not as the model's are.
 
     Parameters
     ----------
@@ -32,11 +33,6 @@ def randomised(model: nn.Module, *, n_layers: int | None = None, generator: torc
         How many layers with weights, from the output on (in the order in which they are registered); None means all.
     generator : torch.Generator, optional
         For the new weights, which are those of each layer's own ``reset_parameters``; on the CPU.
-
-    Returns
-    -------
-    nn.Module
-        In the model's mode, parameters frozen or not as the model's are.
 
     Raises
     ------
@@ -90,15 +86,15 @@ def max_sensitivity(
 ) -> Tensor:
     """max over δ of ‖A(x + δ) − A(x)‖₂ / ‖A(x)‖₂, per image: (B,), without a unit (Yeh et al. 2019).
 
-    δ is uniform in a cube, one draw for all images, so that no value depends on the batch.
+    δ is uniform in a cube, one draw for all images, so that no value depends on the batch. A map that does not move at
+    all has 0, a map of zeros NaN, with one warning.
 
     Parameters
     ----------
     model, inputs, target, additional_forward_args
         As for :func:`manifold_lib.gradient`. Give ``target`` where it is to stay the same.
     attribution : callable
-        ``attribution(model, inputs, target)`` -> (B, *shape). With other arguments of the model it is also given
-        ``additional_forward_args=``.
+        ``attribution(model, inputs, target)`` -> (B, *shape), with ``additional_forward_args=`` where there are some.
     radius : float
         Half the side of the cube, in input units.
     n_samples : int
@@ -107,11 +103,6 @@ def max_sensitivity(
         A(x), (B, *shape), where it is known already.
     generator : torch.Generator, optional
         For δ.
-
-    Returns
-    -------
-    Tensor
-        (B,), 0 for a map that does not move at all; NaN, with a warning, where A(x) is zero everywhere.
 
     Raises
     ------

@@ -13,9 +13,9 @@ from .tangent import Decoder
 
 
 def curve_energy(decoder: Decoder, points: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
-    """Discrete energy ½ n Σ_i ‖g(z_{i+1}) − g(z_i)‖² of curves of n segments (paper 3, eq. 2; Shao et al. 2018).
+    """Discrete energy ½ n Σ_i ‖g(z_{i+1}) − g(z_i)‖² of curves of n segments (paper 3, eq. 2; Shao et al. 2018): (B,).
 
-    At least ½ length², and equal to it at constant decoded speed. Differentiable in the points.
+    In squared output units; at least ½ length², and equal to it at constant decoded speed. Differentiable in points.
 
     Parameters
     ----------
@@ -25,11 +25,6 @@ def curve_energy(decoder: Decoder, points: Tensor, *, internal_batch_size: int |
         (B, T, *latent), T = n + 1 of at least 2, at equal steps of time.
     internal_batch_size : int, optional
         Images decoded at once.
-
-    Returns
-    -------
-    Tensor
-        (B,), in squared output units.
 
     Raises
     ------

@@ -65,6 +65,8 @@ def geodesic(
 ) -> Geodesic:
     """Curves of least energy between latents, solved coarse to fine, all in lock-step (paper 3, eq. 1 and 2).
 
+    Never of more energy than the straight line. Curves that have not converged are counted in one warning.
+
     Parameters
     ----------
     decoder : callable
@@ -86,11 +88,6 @@ def geodesic(
         Images decoded at once.
     progress : bool
         Show a bar over the curves.
-
-    Returns
-    -------
-    Geodesic
-        Never of more energy than the straight line. Curves that have not converged are counted in one warning.
 
     Raises
     ------

@@ -54,10 +54,6 @@ def nearest_on_manifold(
     internal_batch_size : int, optional
         Searches per pass; by default as many as have four million entries in their Jacobians.
 
-    Returns
-    -------
-    Nearest
-
     Raises
     ------
     ValueError

@@ -15,19 +15,14 @@ from .tangent import Decoder, check_basis
 
 
 def project(vectors: Tensor, basis: Tensor) -> Tensor:
-    """Orthogonal projection P v = Q Qᵀ v onto the tangent space (paper 1, Eq. 1), differentiable.
+    """Orthogonal projection P v = Q Qᵀ v onto the tangent space (paper 1, Eq. 1): (B, *shape), differentiable.
 
     Parameters
     ----------
     vectors : Tensor
-        (B, *shape).
+        (B, *shape), in any unit, which the result has too.
     basis : Tensor
         (B, D, K) orthonormal columns, D = prod(shape), as from :func:`tangent_basis`.
-
-    Returns
-    -------
-    Tensor
-        (B, *shape), in units of the vectors.
 
     Raises
     ------
@@ -48,7 +43,7 @@ def project(vectors: Tensor, basis: Tensor) -> Tensor:
 def project_matrix_free(
     vectors: Tensor, decoder: Decoder, latents: Tensor, rtol: float = 1e-6, max_iter: int = 200
 ) -> Tensor:
-    """Projection onto the tangent space without storing the Jacobian: J w with w = argmin ‖J w − v‖.
+    """Projection onto the tangent space without storing the Jacobian, J w with w = argmin ‖J w − v‖: (B, *shape).
 
     Golub–Kahan bidiagonalisation (as in LSQR, Paige and Saunders 1982) with one jvp and one vjp an iteration, all
     images in lock-step. The small latent vectors are kept and re-orthogonalised, and the small bidiagonal problem
@@ -57,7 +52,7 @@ def project_matrix_free(
     Parameters
     ----------
     vectors : Tensor
-        (B, *shape).
+        (B, *shape), in any unit, which the result has too.
     decoder, latents
         As for :func:`decoder_jacobian`.
     rtol : float
@@ -66,11 +61,6 @@ def project_matrix_free(
         direction is as exact as the precision allows, about eps times largest over own singular value.
     max_iter : int
         Most iterations; images that need more are counted in one warning.
-
-    Returns
-    -------
-    Tensor
-        (B, *shape), in units of the vectors.
 
     Raises
     ------
@@ -113,15 +103,10 @@ def project_matrix_free(
 
 
 def tangent_fraction(attributions: Tensor, basis: Tensor) -> Tensor:
-    """Share ‖P a‖₂ / ‖a‖₂ of an attribution inside the tangent space (paper 1, Eq. 1), differentiable.
+    """Share ‖P a‖₂ / ‖a‖₂ of an attribution inside the tangent space (paper 1, Eq. 1): (B,) in [0, 1], differentiable.
 
-    A ratio of norms, not of their squares: the cosine of the angle between attribution and tangent space.
-    Arguments and exceptions are those of :func:`project`.
-
-    Returns
-    -------
-    Tensor
-        (B,) in [0, 1] up to rounding; NaN, with one warning, where the attribution is zero everywhere.
+    A ratio of norms, not of their squares: the cosine of the angle between attribution and tangent space. NaN, with one
+    warning, where the attribution is zero everywhere. Arguments and exceptions are those of :func:`project`.
 
     Examples
     --------
@@ -161,17 +146,7 @@ def random_fraction(k: int, d: int) -> tuple[float, float]:
 
     The squared fraction follows Beta(k/2, (d − k)/2), so the mean is Γ((k+1)/2) Γ(d/2) / (Γ(k/2) Γ((d+1)/2)) and the
     variance k/d minus its square. The √(k/d) drawn in the papers is the root of the mean square, slightly above the
-    mean.
-
-    Parameters
-    ----------
-    k, d : int
-        Dimension of the tangent space and of the input, 0 ≤ k ≤ d.
-
-    Raises
-    ------
-    ValueError
-        For other dimensions.
+    mean. k and d are the dimensions of the tangent space and of the input; unless 0 ≤ k ≤ d, ``ValueError``.
 
     Examples
     --------

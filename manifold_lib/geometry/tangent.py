@@ -15,21 +15,18 @@ Decoder = Callable[[Tensor], Tensor]
 
 
 def decoder_jacobian(decoder: Decoder, latents: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
-    """Jacobian ∂g/∂z of a decoder at each latent, by forward mode: K passes instead of D.
+    """Jacobian ∂g/∂z of a decoder at each latent, in output units per latent unit: (B, D, K).
+
+    By forward mode, in K passes instead of D.
 
     Parameters
     ----------
     decoder : callable
-        (B, *latent) -> (B, *shape), rows independent of each other.
+        (B, *latent) -> (B, *shape) with D = prod(shape), rows independent of each other.
     latents : Tensor
         (B, *latent), with K = prod(latent).
     internal_batch_size : int, optional
         Tangent vectors (latents × directions) per pass; bounds the memory beside the result.
-
-    Returns
-    -------
-    Tensor
-        (B, D, K) with D = prod(shape), in output units per latent unit.
 
     Raises
     ------
@@ -75,22 +72,17 @@ def _jacobian_blocks(decoder: Decoder, latents: Tensor, internal_batch_size: int
 def tangent_basis(
     decoder: Decoder, latents: Tensor, rtol: float | None = None, *, internal_batch_size: int | None = None
 ) -> Tensor:
-    """Orthonormal basis of the tangent space at each decoded latent (paper 1, section 3.1).
+    """Orthonormal basis of the tangent space at each decoded latent (paper 1, section 3.1): (B, D, K).
 
-    The column space of the Jacobian, by QR and the SVD of the small factor, never from JᵀJ, which would
-    square the condition number. Other arguments and exceptions are those of :func:`decoder_jacobian`.
+    The column space of the Jacobian, by QR and the SVD of the small factor, never from JᵀJ, which would square the
+    condition number. Columns are in the order of falling singular value, unused ones zero. A latent whose Jacobian is
+    not finite gets NaN, with one warning. Other arguments and exceptions are those of :func:`decoder_jacobian`.
 
     Parameters
     ----------
     rtol : float, optional
         Directions with a singular value of at most ``rtol`` times the largest are dropped. By default
         max(1e-6, 32 · eps): independent of the image size, unlike the reference code's threshold.
-
-    Returns
-    -------
-    Tensor
-        (B, D, K), columns by falling singular value, the unused ones zero. A latent whose Jacobian is
-        not finite gets NaN, with one warning.
 
     Examples
     --------
@@ -137,18 +129,13 @@ def orthonormal_columns(matrices: Tensor, rtol: float | None = None) -> Tensor:
 
 
 def principal_angles(basis: Tensor, other: Tensor) -> Tensor:
-    """Principal angles between two subspaces, per image, in radians, ascending.
+    """Principal angles between two subspaces, per image, in radians, ascending: (B, min(K, L)).
 
     Parameters
     ----------
     basis, other : Tensor
         (B, D, K) and (B, D, L), orthonormal columns, as from :func:`tangent_basis`. Columns of zeros, unused ones, are
         at π / 2 to everything. Where one holds NaN, that image's angles are NaN.
-
-    Returns
-    -------
-    Tensor
-        (B, min(K, L)).
 
     Raises
     ------
@@ -186,11 +173,3 @@ def check_basis(basis: Tensor, name: str = "basis") -> Tensor:
         got = f"{basis.dtype} {tuple(basis.shape)}" if isinstance(basis, Tensor) else type(basis).__name__
         raise ValueError(f"{name}: got {got}, wants floating point (B, D, K), not empty")
     return basis
-
-
-def __getattr__(name: str):  # TEMPORARY: until attribution/tangential.py and scorecard.py import from .projection
-    if name in ("flat_like", "tangent_fraction", "project", "tangent_share", "random_fraction"):
-        from . import projection
-
-        return getattr(projection, name)
-    raise AttributeError(name)
