@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+
+from manifold_lib.paths import Path
 
 # The chunk is sized on a few probe points; a count of evaluations may be above the law by no more than this.
 PROBES = 6
@@ -149,6 +152,56 @@ def no_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
+
+
+def wavy_path(inputs: Tensor, baselines: Tensor) -> Path:
+    """From baselines to inputs, with a bump across that vanishes at both ends."""
+    bump = draw(*inputs.shape[1:], seed=9)
+
+    def at(rows: Tensor, t: Tensor) -> Tensor:
+        s = t.view(-1, *(1,) * (inputs.ndim - 1))
+        start, end = baselines[rows], inputs[rows]
+        return start + s * (end - start) + torch.sin(math.pi * s) * bump
+
+    return Path(at, end=inputs)
+
+
+def arc(radius: float = 1.0, start: float = 0.2, sweep: float = 1.3) -> tuple[Path, Tensor, float, float]:
+    """Circle arcs (B = 2) of two radii, and their first and last angle."""
+    radii = torch.tensor([radius, 2 * radius], dtype=torch.float64)
+
+    def at(rows: Tensor, t: Tensor) -> Tensor:
+        angle = start + sweep * t
+        return radii[rows, None] * torch.stack([angle.cos(), angle.sin()], 1)
+
+    return Path(at), radii, start, start + sweep
+
+
+def product(inputs: Tensor) -> Tensor:
+    """f = x·y, as scores (B,)."""
+    return inputs[:, 0] * inputs[:, 1]
+
+
+class IdentityVAE:
+    """Latents that are the inputs."""
+
+    encode = decode = staticmethod(lambda x: x)
+
+
+class CurvedVAE(nn.Module):
+    """A smooth decoder of a map of 2 × 2 × 2 latents, an encoder that is not its inverse, images (1, 4, 4)."""
+
+    def __init__(self, seed: int = 1, scale: float = 1.0) -> None:
+        super().__init__()
+        self.up = seeded(nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 16)).double(), seed)
+        self.down = seeded(nn.Linear(16, 8).double(), seed + 1)
+        self.scale = scale
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.down(x.flatten(1)).view(-1, 2, 2, 2)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.scale * self.up(z.flatten(1)).view(-1, 1, 4, 4)
 
 
 def root_model(inputs: Tensor) -> Tensor:

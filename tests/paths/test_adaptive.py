@@ -8,7 +8,7 @@ from helpers import Counting, close, draw, no_warning, one_warning, seeded, smoo
 from torch import nn
 
 import manifold_lib as ml
-from manifold_lib.paths import adaptive
+from manifold_lib.paths import refine
 from manifold_lib.reproduction import zoo
 
 
@@ -41,7 +41,7 @@ def test_it_takes_more_gradients_where_the_image_needs_more():
     model = lambda x: torch.relu(x.flatten(1).sum(1) - 0.37).pow(2)  # noqa: E731
     inputs = torch.tensor([[0.05] * 4, [1.0] * 4, [20.0] * 4], dtype=torch.float64)
     info = ml.integrate(model, ml.straight_path(inputs), tolerance=1e-5, return_info=True)[1]
-    first = adaptive._SEGMENTS + 1
+    first = refine.FIRST + 1
     assert info.n_gradients[0] == first, "flat: the first segments suffice"
     assert info.n_gradients[1] > first
 

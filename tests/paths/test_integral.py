@@ -1,6 +1,14 @@
-"""The line integral: closed forms, completeness, evaluation counts, memory, independence of batch and chunk."""
+"""The integral along any path: what it sums to, what it takes, its derivatives, bridges; every method is one."""
 
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,80 +16,40 @@ import torch
 from helpers import (
     PROBES,
     Counting,
+    CurvedVAE,
     Quadratic,
+    arc,
     close,
     conv_model,
     draw,
     no_warning,
     one_warning,
+    product,
     root_model,
+    seeded,
     smooth_model,
     untouched,
+    wavy_path,
 )
 from scipy.integrate import quad
+from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 import manifold_lib as ml
+from manifold_lib import attribution
+from manifold_lib.core.scorer import scoring
+from manifold_lib.paths.integral import bridge
+from manifold_lib.paths.path import joined, line
+from manifold_lib.paths.refine import share_of
 
 METHODS = ["trapezoid", "left", "right", "midpoint", "gausslegendre"]
-CHORDS = ["trapezoid", "left", "right", "midpoint"]
 
 
 def scores(model, points, target):
     return model(points).gather(1, torch.full((len(points), 1), target))[:, 0]
 
 
-def wavy_path(inputs, baselines):
-    """From baselines to inputs, with a bump across that vanishes at both ends."""
-    bump = draw(*inputs.shape[1:], seed=9)
-
-    def at(rows, t):
-        s = t.view(-1, *(1,) * (inputs.ndim - 1))
-        start, end = baselines[rows], inputs[rows]
-        return start + s * (end - start) + torch.sin(math.pi * s) * bump
-
-    return ml.Path(at, end=inputs)
-
-
-def arc(radius=1.0, start=0.2, sweep=1.3):
-    """Circle arcs (B = 2) of two radii."""
-    radii = torch.tensor([radius, 2 * radius], dtype=torch.float64)
-
-    def at(rows, t):
-        angle = start + sweep * t
-        return radii[rows, None] * torch.stack([angle.cos(), angle.sin()], 1)
-
-    return ml.Path(at), radii, start, start + sweep
-
-
-def product(inputs):
-    """f = x·y, as scores (B,)."""
-    return inputs[:, 0] * inputs[:, 1]
-
-
 # --- closed forms ----
-
-
-@pytest.mark.parametrize("n_steps", [1, 2, 7])
-@pytest.mark.parametrize("method", METHODS)
-def test_linear_model_is_exact_for_every_rule(method, n_steps):
-    weights = draw(3, 5)
-    inputs, baselines = draw(4, 5, seed=1), draw(4, 5, seed=2)
-    path = ml.straight_path(inputs, baselines)
-    found = ml.integrate(lambda x: x @ weights.T, path, 1, method=method, n_steps=n_steps)
-    close(found, weights[1] * (inputs - baselines), 1e-13)
-
-
-@pytest.mark.parametrize("n_steps", [1, 2, 7])
-@pytest.mark.parametrize(
-    ("method", "node"), [("trapezoid", 0.0), ("midpoint", 0.0), ("gausslegendre", 0.0), ("left", -0.5), ("right", 0.5)]
-)
-def test_quadratic_model_has_the_closed_form_of_each_rule(method, node, n_steps):
-    model = Quadratic(5)
-    inputs, baselines = draw(4, 5, seed=1), draw(4, 5, seed=2)
-    found = ml.integrate(model, ml.straight_path(inputs, baselines), 1, method=method, n_steps=n_steps)
-    middle = baselines + (0.5 + node / n_steps) * (inputs - baselines)
-    close(found, (inputs - baselines) * model.gradient(middle, 1), 1e-13)
 
 
 @pytest.mark.parametrize("sweep", [1.3, 2 * math.pi, -2.0])
@@ -91,33 +59,6 @@ def test_circle_arc_has_its_known_line_integral(sweep):
     half, sine = (last - first) / 2, (math.sin(2 * last) - math.sin(2 * first)) / 4
     expected = torch.stack([(-half + sine) * radii**2, (half + sine) * radii**2], 1)
     close(found, expected, 1e-11)
-
-
-@pytest.mark.parametrize("method", ["trapezoid", "midpoint"])
-def test_second_order_rules_gain_four_times_when_the_steps_double_on_a_curve(method):
-    path, *_ = arc()
-    exact = ml.integrate(product, path, method="gausslegendre", n_steps=40)
-    errors = [(ml.integrate(product, path, method=method, n_steps=n) - exact).abs().max() for n in (20, 40, 80)]
-    assert 3.7 < errors[0] / errors[1] < 4.3
-    assert 3.7 < errors[1] / errors[2] < 4.3
-
-
-@pytest.mark.parametrize("method", ["left", "right"])
-def test_first_order_rules_gain_two_times_when_the_steps_double(method):
-    model, inputs = smooth_model(), draw(3, 1, 4, 4, seed=1)
-    path = ml.straight_path(inputs, torch.zeros_like(inputs))
-    exact = ml.integrate(model, path, 0, method="gausslegendre", n_steps=60)
-    errors = [(ml.integrate(model, path, 0, method=method, n_steps=n) - exact).abs().max() for n in (40, 80)]
-    assert 1.8 < errors[0] / errors[1] < 2.2
-
-
-def test_gausslegendre_with_n_nodes_is_exact_to_degree_2n_minus_1():
-    inputs = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
-    path = ml.straight_path(inputs, torch.zeros_like(inputs))
-    for degree in range(1, 9):  # the gradient has degree - 1
-        nodes = math.ceil(degree / 2)
-        found = ml.integrate(lambda x, d=degree: x[:, 0] ** d, path, method="gausslegendre", n_steps=nodes)
-        close(found, inputs**degree, 1e-13)
 
 
 @pytest.mark.parametrize("curved", [False, True])
@@ -173,53 +114,6 @@ def test_a_closed_path_sums_to_zero(method):
     assert found.sum().abs() < (0.05 if method in ("left", "right") else 1e-3)
 
 
-@pytest.mark.parametrize("method", CHORDS)
-def test_a_polyline_is_the_weighted_sum_over_its_own_segments(method):
-    model, points = Quadratic(3), draw(2, 5, 3, seed=3)
-    first, last = points[:, :-1], points[:, 1:]
-    gradients = {
-        "trapezoid": (model.gradient(first) + model.gradient(last)) / 2,
-        "left": model.gradient(first),
-        "right": model.gradient(last),
-        "midpoint": model.gradient((first + last) / 2),
-    }
-    expected = (gradients[method] * (last - first)).sum(1)
-    close(ml.integrate(model, points, 0, method=method), expected, 1e-13)
-    close(ml.integrate(model, points, 0, method=method, n_steps=4), expected, 1e-13)
-    close(ml.integrate(model, points, 0, method=method, n_steps=2), expected, 1e-13)
-
-
-@pytest.mark.parametrize("method", CHORDS)
-@pytest.mark.parametrize("n_steps", [4, 5, 7, 9, 12])
-def test_more_steps_subdivide_each_edge_of_a_polyline_equally_and_keep_its_corners(n_steps, method):
-    model, points = smooth_model((3,)), draw(2, 4, 3, seed=3)
-    parts = math.ceil(n_steps / 3)
-    share = torch.arange(parts, dtype=torch.float64) / parts
-    fine = [
-        a + s * (b - a) for a, b in zip(points[:, :-1].unbind(1), points[:, 1:].unbind(1), strict=True) for s in share
-    ]
-    explicit = torch.stack([*fine, points[:, -1]], 1)
-    expected = ml.integrate(model, explicit, 0, method=method)
-    close(ml.integrate(model, points, 0, method=method, n_steps=n_steps), expected, 1e-12)
-
-
-def test_a_polyline_with_uneven_edges_and_with_repeated_points_stays_exact():
-    weights = draw(5)
-    points = draw(2, 4, 5, seed=1)
-    points = torch.cat([points, points[:, -1:], points[:, -1:] * 1.0001], 1)
-    for method in METHODS:
-        found = ml.integrate(lambda x: x @ weights, points, method=method, n_steps=23)
-        close(found, weights * (points[:, -1] - points[:, 0]), 1e-12)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_two_point_polyline_equals_the_straight_path(method):
-    model, inputs, baselines = smooth_model(), draw(3, 1, 4, 4, seed=1), draw(3, 1, 4, 4, seed=2)
-    line = torch.stack([baselines, inputs], 1)
-    expected = ml.integrate(model, ml.straight_path(inputs, baselines), 1, method=method, n_steps=6)
-    close(ml.integrate(model, line, 1, method=method, n_steps=6), expected, 1e-12)
-
-
 def test_the_default_number_of_steps_is_50_for_a_path_and_the_own_segments_for_a_polyline():
     model, inputs = smooth_model(), draw(2, 1, 4, 4, seed=1)
     path, points = wavy_path(inputs, torch.zeros_like(inputs)), draw(2, 6, 1, 4, 4, seed=4)
@@ -255,14 +149,6 @@ def test_a_path_is_asked_for_rows_and_times_of_one_length_within_the_unit_interv
     ml.integrate(smooth_model((2,)), ml.Path(at, end=inputs), 0, method=method, n_steps=6, internal_batch_size=4)
     times = torch.cat(asked)
     assert times.min() >= 0 and times.max() <= 1
-
-
-def test_a_straight_path_runs_from_the_baselines_to_the_inputs():
-    inputs, baselines = draw(3, 2, 2, seed=1), draw(3, 2, 2, seed=2)
-    path, rows = ml.straight_path(inputs, baselines), torch.tensor([2, 0, 1, 2])
-    t = torch.tensor([0.0, 1.0, 0.5, 0.25], dtype=torch.float64)
-    share = t[:, None, None]
-    close(path.at(rows, t), (1 - share) * baselines[rows] + share * inputs[rows], 1e-15)
 
 
 def test_gradients_given_with_a_path_replace_those_of_the_model():
@@ -359,68 +245,6 @@ def test_without_create_graph_the_result_keeps_no_graph(method):
     assert inputs.grad is None
 
 
-# --- chunks, counts, memory ----
-
-
-@pytest.mark.parametrize("curved", [False, True])
-@pytest.mark.parametrize("method", METHODS)
-def test_every_chunk_size_gives_the_same_result(method, curved):
-    model, inputs = smooth_model(), draw(3, 1, 4, 4, seed=1)
-    path = (wavy_path if curved else ml.straight_path)(inputs, draw(3, 1, 4, 4, seed=2))
-    expected = ml.integrate(model, path, 1, method=method, n_steps=4)
-    for size in range(1, 17):
-        found = ml.integrate(model, path, 1, method=method, n_steps=4, internal_batch_size=size)
-        close(found, expected, 1e-12)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_chunk_size_gives_the_same_result_on_a_polyline(method):
-    model, points = smooth_model((3,)), draw(3, 4, 3, seed=1)
-    expected = ml.integrate(model, points, 1, method=method, n_steps=6)
-    for size in range(1, 23):
-        close(ml.integrate(model, points, 1, method=method, n_steps=6, internal_batch_size=size), expected, 1e-12)
-
-
-@pytest.mark.parametrize("curved", [False, True])
-@pytest.mark.parametrize("size", [None, 1, 3, 1000])
-@pytest.mark.parametrize(("method", "extra"), [("trapezoid", 1), *((m, 0) for m in METHODS[1:])])
-def test_the_number_of_gradients_is_that_of_the_nodes(method, extra, size, curved):
-    inputs, counting = draw(4, 1, 4, 4, seed=1), Counting(smooth_model())
-    path = (wavy_path if curved else ml.straight_path)(inputs, torch.zeros_like(inputs))
-    ml.integrate(counting, path, 1, method=method, n_steps=7, internal_batch_size=size)
-    nodes = 4 * (7 + extra)
-    assert nodes <= counting.gradient_rows <= nodes + PROBES
-
-
-@pytest.mark.parametrize("target", [None, 1])
-@pytest.mark.parametrize("size", [1, 2, 5])
-@pytest.mark.parametrize("method", METHODS)
-def test_the_model_never_sees_more_points_than_asked_for(method, size, target):
-    inputs = draw(7, 1, 4, 4, seed=1)
-    for path in (
-        wavy_path(inputs, inputs * 0),
-        ml.straight_path(inputs, inputs * 0),
-        torch.stack([inputs * 0, inputs], 1),
-    ):
-        counting = Counting(smooth_model())
-        ml.integrate(counting, path, target, method=method, n_steps=6, internal_batch_size=size)
-        assert counting.largest <= size
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_memory_does_not_grow_with_the_batch_times_the_steps(method):
-    largest, inputs = [], draw(64, 3, 16, 16, dtype=torch.float32)
-    for n_steps in (10, 40, 160):
-        asked = []
-        base = ml.straight_path(inputs, torch.zeros_like(inputs))
-        path = ml.Path(lambda rows, t, base=base, asked=asked: asked.append(len(t)) or base.at(rows, t), end=inputs)
-        counting = Counting(conv_model(channels=3))
-        ml.integrate(counting, path, 1, method=method, n_steps=n_steps, internal_batch_size=50)
-        largest.append((counting.largest, max(asked)))
-    assert max(rows for rows, _ in largest) <= 50
-    assert max(points for _, points in largest) <= 2 * 64 + 50
-
-
 def test_no_attribution_depends_on_its_batch_or_order():
     model, inputs, baselines = smooth_model(), draw(6, 1, 4, 4, seed=1), draw(6, 1, 4, 4, seed=2)
     order = torch.tensor([4, 0, 5, 2, 1, 3])
@@ -506,3 +330,302 @@ def test_it_works_on_a_frozen_model():
     path = ml.straight_path(inputs, inputs * 0)
     expected = ml.integrate(model, path, 1, n_steps=4)
     assert torch.equal(ml.integrate(model.requires_grad_(False), path, 1, n_steps=4), expected)
+
+
+# --- paths of several parts, and bridges ----
+
+
+def change_on(model: Callable[[Tensor], Tensor], path: ml.Path) -> Tensor:
+    rows = torch.arange(len(path.end))
+    start, end = (path.at(rows, torch.full((len(rows),), t).double()) for t in (0.0, 1.0))
+    return (model(end) - model(start)).detach()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_part_is_integrated_on_its_own(method):
+    """A curve between two straight lines is the sum of the three, the lines by the rule of bridges."""
+    model, corners = Quadratic(3, None), draw(4, 2, 3, seed=1)
+    curve = wavy_path(corners[2], corners[1])
+    path = joined((line(corners[0], corners[1]), curve, line(corners[2], corners[3])), (1.0, 98.0, 1.0))
+    found = ml.integrate(model, path, method=method, n_steps=9)
+    parts = ml.integrate(model, curve, method=method, n_steps=9)
+    for a, b in ((0, 1), (2, 3)):
+        middle = (corners[a] + corners[b]) / 2
+        parts = parts + model.gradient(middle) * (corners[b] - corners[a])
+    close(found, parts, 1e-12)
+    close(ml.integrate(model, path, method=method, n_steps=9, create_graph=True).detach(), parts, 1e-12)
+
+
+def test_a_bridge_over_a_smooth_score_takes_sixteen_gradients():
+    counted, inputs, baselines = Counting(Quadratic(4, None)), draw(5, 4, seed=1), draw(5, 4, seed=2)
+    path = ml.straight_path(inputs, baselines)
+    with scoring(counted, inputs, internal_batch_size=7) as scorer:
+        counted.calls.clear()
+        found = bridge(scorer, path, share_of(scorer.change(inputs, baselines)))
+    close(found, (inputs - baselines) * counted.model.gradient((inputs + baselines) / 2), 1e-12)
+    assert counted.gradient_rows == 5 * 16 and counted.largest <= 7
+
+
+def kink(x: Tensor) -> Tensor:
+    """A steep kink that the lines below cross at different places."""
+    return 100 * torch.relu(x[:, 0] + x[:, 1] - 0.37) + x[:, 0] * x[:, 1]
+
+
+def test_a_bridge_over_a_kink_is_cut_until_it_is_complete():
+    inputs = torch.tensor([[1.0, 1.0], [0.3, 0.2], [0.1, 0.1], [3.0, -1.0]], dtype=torch.float64)
+    counted = Counting(kink)
+    with scoring(counted, inputs, internal_batch_size=50) as scorer:
+        allowed = share_of(scorer.change(inputs, 0 * inputs))
+        counted.calls.clear()
+        found = bridge(scorer, ml.straight_path(inputs), allowed)
+        rows = counted.gradient_rows
+    assert ((found.sum(1) - change_on(kink, ml.straight_path(inputs))).abs() <= allowed).all()
+    crude = ml.integrate(kink, ml.straight_path(inputs), method="gausslegendre", n_steps=16)
+    assert ((crude.sum(1) - change_on(kink, ml.straight_path(inputs))).abs() > allowed)[[0, 3]].all()
+    assert 4 * 16 < rows <= 4 * 16 * (1 + 4 * 4) and counted.largest <= 50
+    # the part before the kink, in closed form, is not touched
+    close(found[2], inputs[2] * inputs[2].flip(0) / 2, 1e-12)
+
+
+def test_a_bridge_over_a_jump_ends_and_no_image_depends_on_the_others():
+    def jump(x: Tensor) -> Tensor:
+        return x.sum(1) + 5.0 * (x.sum(1) > 0.7)
+
+    inputs = draw(6, 3, seed=1).abs()
+    inputs[2] = 0.01
+    inputs[4, 0] = math.nan
+    counted = Counting(jump)
+
+    def run(rows: list[int]) -> Tensor:
+        some = inputs[rows]
+        with scoring(counted, torch.nan_to_num(some)) as scorer:
+            path = line(torch.zeros_like(some), some)
+            return bridge(scorer, path, share_of(scorer.change(torch.nan_to_num(some), 0 * torch.nan_to_num(some))))
+
+    whole = run([0, 1, 2, 3, 4, 5])
+    assert whole[4].isnan().all() and whole[[0, 1, 2, 3, 5]].isfinite().all()
+    for i in (0, 1, 2, 3, 5):
+        close(run([i]), whole[i : i + 1], 1e-12)
+    counted.calls.clear()
+    run([0])
+    assert counted.gradient_rows <= 16 * (1 + 4 * 4) + PROBES
+
+
+def test_a_bridge_with_a_graph_can_be_differentiated():
+    model, inputs = smooth_model((3,)), draw(2, 3, seed=1).requires_grad_()
+    with scoring(model, inputs.detach(), 1) as scorer:
+        assert gradcheck(lambda x: bridge(scorer, ml.straight_path(x), None), inputs)
+
+
+# --- what a path brings ----
+
+
+def test_a_path_that_brings_its_integral_is_asked_for_it_and_nothing_else():
+    inputs, asked = draw(3, 4), []
+
+    def integral(scorer, method, create_graph):
+        asked.append((scorer.batch, method, create_graph))
+        return None if create_graph else 7 * torch.ones_like(inputs)
+
+    path = dataclasses.replace(ml.straight_path(inputs), integral=integral)
+    model = smooth_model((4,))
+    found, info = ml.integrate(model, path, 1, return_info=True)
+    assert found.eq(7).all() and asked == [(3, "trapezoid", False)]
+    assert info.n_gradients is None and info.converged is None
+    close(info.delta, 28 - (model(inputs) - model(0 * inputs))[:, 1].detach(), 1e-12)
+    # a number of steps or a tolerance asks for another integral, and so does a graph
+    plain = ml.straight_path(inputs)
+    for more in ({"n_steps": 5}, {"tolerance": 1e-2}):
+        close(ml.integrate(model, path, 1, **more), ml.integrate(model, plain, 1, **more), 1e-13)
+    wanted = ml.integrate(model, plain, 1, create_graph=True)
+    close(ml.integrate(model, path, 1, create_graph=True).detach(), wanted.detach(), 1e-13)
+
+
+def test_a_path_that_was_guided_by_another_score_is_a_polyline_like_any_other():
+    first, second, inputs = smooth_model(seed=1), smooth_model(seed=2), draw(3, 1, 4, 4)
+    path = ml.guided_path(first, inputs, 1, n_steps=12)
+    points = path.sample(12)
+    for model, target in ((second, 1), (first, 2)):
+        found, info = ml.integrate(model, path, target, return_info=True)
+        close(found, ml.integrate(model, points, target), 1e-12)
+        assert info.n_gradients is not None and info.n_gradients.tolist() == [13] * 3
+    finely = ml.integrate(first, path, 1, n_steps=48)
+    close(finely, ml.integrate(first, points, 1, n_steps=48), 1e-12)
+    assert ml.integrate(first, path, 1, create_graph=True).requires_grad
+
+
+def test_fixed_rules_have_info_too():
+    model, inputs = smooth_model(), draw(3, 1, 4, 4)
+    for method, count in (("trapezoid", 11), ("midpoint", 10), ("gausslegendre", 10), ("left", 10)):
+        found, info = ml.integrate(model, ml.straight_path(inputs), 1, method=method, n_steps=10, return_info=True)
+        change = (model(inputs) - model(0 * inputs))[:, 1].detach()
+        close(info.delta, found.flatten(1).sum(1) - change, 1e-9)
+        assert info.n_gradients.tolist() == [count] * 3 and info.converged is None
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the gradients of bridges and of parts that bring their integral are not counted"
+)
+@pytest.mark.parametrize("which", ["enhanced", "ma_gig"])
+def test_the_gradients_of_all_parts_are_counted_or_none(which):
+    counted, vae, inputs = Counting(smooth_model()), CurvedVAE(), draw(4, 1, 4, 4)
+    build = {
+        "enhanced": lambda: ml.enhanced_path(inputs, vae=vae),
+        "ma_gig": lambda: ml.ma_gig_path(counted, inputs, 1, vae=vae, n_steps=30),
+    }
+    path = build[which]()
+    counted.calls.clear()
+    info = ml.integrate(counted, path, 1, return_info=True)[1]
+    assert info.n_gradients is None or abs(int(info.n_gradients.sum()) - counted.gradient_rows) <= PROBES
+
+
+@pytest.mark.xfail(strict=True, reason="a part that brings its integral does so whatever number of steps is asked for")
+def test_a_number_of_steps_counts_for_the_parts_too():
+    model, vae, inputs = smooth_model(), CurvedVAE(), draw(4, 1, 4, 4)
+    path = ml.ma_gig_path(model, inputs, 1, vae=vae, n_steps=10)
+    bare = ml.ma_gig_path(model, inputs, 1, vae=vae, n_steps=10, bridge=False)
+    moved = ml.integrate(model, path, 1, n_steps=200) - ml.integrate(model, path, 1)
+    wanted = ml.integrate(model, bare, 1, n_steps=200) - ml.integrate(model, bare, 1)
+    close(moved, wanted, 1e-6)
+
+
+# --- every path method is the integral along the path of its builder ----
+
+INPUTS, BASELINES, NODES = draw(5, 1, 4, 4, seed=1), draw(5, 1, 4, 4, seed=2), 1.5 * draw(9, 1, 4, 4, seed=3)
+CONDITION, CLASSES, VAE = draw(5, 3, seed=4), torch.tensor([0, 1, 2, 1, 0]), CurvedVAE()
+BASIS = torch.linalg.qr(draw(5, 16, 3, seed=5))[0]
+
+
+class Conditional(nn.Module):
+    """Smooth scores of an image and a vector that goes with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.gate, self.head = nn.Linear(16, 8), nn.Linear(3, 8), nn.Linear(8, 3)
+        seeded(self).double()
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x.flatten(1)) + self.gate(condition)))
+
+
+MODEL = Conditional().eval()
+SEARCH: dict[str, Any] = {"basis": BASIS, "max_iter": 3, "n_starts": 1}
+
+
+def tangential_path(model: Any, inputs: Tensor, target: Tensor, **given: Any) -> ml.Path:
+    return ml.straight_path(inputs, ml.tangential_baseline(model, inputs, target, **SEARCH, **given).baselines)
+
+
+def of_model(builder: Callable[..., ml.Path], **more: Any) -> Callable[..., ml.Path]:
+    return lambda *where, **given: builder(*where, baselines=BASELINES, **more, **given)
+
+
+def of_vae(builder: Callable[..., ml.Path], **more: Any) -> Callable[..., ml.Path]:
+    return lambda model, inputs, target, **_: builder(inputs, baselines=BASELINES, vae=VAE, **more)
+
+
+# name -> method, its own options, its builder, options of the integral
+PAIRS: dict[str, tuple[Callable[..., Tensor], dict, Callable[..., ml.Path], dict]] = {}
+for _rule in ("gausslegendre", "trapezoid", "midpoint"):
+    _options = {"method": _rule, "n_steps": 9}
+    PAIRS[f"straight, {_rule}"] = (
+        *(ml.integrated_gradients, {"baselines": BASELINES, **_options}),
+        *(lambda model, inputs, target, **_: ml.straight_path(inputs, BASELINES), _options),
+    )
+    PAIRS[f"enhanced, {_rule}"] = (
+        *(ml.enhanced_ig, {"baselines": BASELINES, "vae": VAE, **_options}),
+        *(of_vae(ml.enhanced_path), _options),
+    )
+PAIRS["straight, tolerance"] = (
+    *(ml.integrated_gradients, {"baselines": BASELINES, "tolerance": 1e-3}),
+    *(lambda model, inputs, target, **_: ml.straight_path(inputs, BASELINES), {"tolerance": 1e-3}),
+)
+PAIRS["tangential"] = (
+    *(ml.tangential_ig, {**SEARCH, "n_ig_steps": 7}),
+    *(tangential_path, {"method": "gausslegendre", "n_steps": 7}),
+)
+PAIRS["blur"] = (
+    *(ml.blur_ig, {"sigma": 1.5}),
+    *(lambda model, inputs, target, **_: ml.blur_path(inputs, sigma=1.5), {}),
+)
+for _name, _options in {
+    "guided": {"n_steps": 12},
+    "guided, free": {"n_steps": 12, "max_dist": 1.0, "fraction": 0.1},
+    "guided, anchors": {"n_steps": 12, "anchors": 2},
+}.items():
+    for _rule in ("trapezoid", "left", "right"):
+        PAIRS[f"{_name}, {_rule}"] = (
+            *(ml.guided_ig, {"baselines": BASELINES, "method": _rule, **_options}),
+            *(of_model(ml.guided_path, **_options), {"method": _rule}),
+        )
+for _bridge in (True, False):
+    _options = {"n_steps": 4, "max_iter": 3, "bridge": _bridge}
+    PAIRS[f"manifold, bridge {_bridge}"] = (
+        *(ml.manifold_ig, {"baselines": BASELINES, "vae": VAE, **_options}),
+        *(of_vae(ml.manifold_path, **_options), {"n_steps": 4}),
+    )
+    PAIRS[f"enhanced, bridge {_bridge}"] = (
+        *(ml.enhanced_ig, {"baselines": BASELINES, "vae": VAE, "bridge": _bridge}),
+        *(of_vae(ml.enhanced_path, bridge=_bridge), {}),
+    )
+    for _published in (True, False):
+        _options = {"vae": VAE, "n_steps": 9, "bridge": _bridge, "published": _published, "fraction": 0.3}
+        PAIRS[f"ma_gig, bridge {_bridge}, published {_published}"] = (
+            *(ml.ma_gig, {"baselines": BASELINES, **_options}),
+            *(of_model(ml.ma_gig_path, **_options), {}),
+        )
+for _metric in ("conformal", "rank1", "euclidean"):
+    for _space in (None, VAE):
+        _options = {"nodes": NODES, "n_neighbors": 3, "n_nodes": 4, "metric": _metric, "space": _space}
+        PAIRS[f"geodesic, {_metric}, latent {_space is not None}"] = (
+            *(ml.geodesic_ig, {"baselines": BASELINES, **_options}),
+            *(of_model(ml.geodesic_paths, **_options), {}),
+        )
+for _energy in ("curve", "potential"):
+    _options = {"n_steps": 5, "max_iter": 4, "energy": _energy}
+    PAIRS[f"energy, {_energy}"] = (
+        *(ml.energy_ig, {"baselines": BASELINES, **_options}),
+        *(of_model(ml.energy_path, **_options), {}),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:energy_path", "ignore:geodesic_ig", "ignore:geodesic:")
+@pytest.mark.parametrize("size", [None, 3])
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_method_is_the_integral_along_the_path_of_its_builder(name, size):
+    method, own, builder, options = PAIRS[name]
+    given = {"additional_forward_args": CONDITION, "internal_batch_size": size}
+    found = method(MODEL, INPUTS, CLASSES, **own, **given)
+    path = builder(MODEL, INPUTS, CLASSES, **given)
+    assert isinstance(path, ml.Path) and path.end is not None
+    close(ml.integrate(MODEL, path, CLASSES, **options, **given), found, 1e-12)
+    # a place on it is that of its samples
+    points = path.sample(6)
+    assert points.shape == (5, 7, 1, 4, 4) and points.isfinite().all()
+    close(points[:, -1], path.end, 1e-12)
+
+
+def calls_in(function: ast.FunctionDef) -> set[str]:
+    return {
+        node.func.id for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+
+
+def test_every_path_method_calls_the_one_integrator():
+    """Read off the source: a path method has no sum of its own."""
+    methods, folder = {}, Path(inspect.getfile(attribution)).parent
+    for module in folder.glob("*.py"):
+        for node in ast.parse(module.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                methods[node.name] = node
+    paths = {name.split("(")[0] for name in dir(ml) if name.endswith("_ig")} | {"integrated_gradients", "ma_gig"}
+    assert {method.__name__ for method, *_ in PAIRS.values()} == paths, "each has its builder above"
+    for name in paths:
+        assert "integrate" in calls_in(methods[name]), name
+    decorated = {
+        name
+        for name, node in methods.items()
+        if any(isinstance(mark, ast.Name) and mark.id == "path_method" for mark in node.decorator_list)
+    }
+    # Expected Gradients draws its points at random, along no path
+    assert decorated <= paths | {"expected_gradients"}
