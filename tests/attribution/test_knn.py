@@ -219,7 +219,7 @@ def test_baselines_of_their_own_and_one_search_for_each_that_differs(monkeypatch
     baselines = pair[[0, 1, 0, 0, 1, 1]]
     searches = []
     search = knn.shortest_paths
-    monkeypatch.setattr(ml.knn, "shortest_paths", lambda *a: searches.append(a[3]) or search(*a))
+    monkeypatch.setattr(knn, "shortest_paths", lambda *a: searches.append(a[3]) or search(*a))
     maps = ml.geodesic_ig(model, inputs, 1, nodes=nodes, baselines=baselines)
     assert len(searches) == 2
     for i in range(6):

@@ -235,7 +235,7 @@ def test_one_decode_and_one_gradient_a_step():
         decode = decoder
 
     ml.ma_gig(counted, inputs, target, vae=Counted, n_steps=50, bridge=False, internal_batch_size=4)
-    assert decoder.calls == [(4, True)] * 50 + [(4, False)]
+    assert decoder.calls == [(4, False)] + [(4, True)] * 50 + [(4, False)], "the end of the path, then its steps"
     assert counted.gradient_rows == 4 * 51
     decoder.calls.clear(), counted.calls.clear()
     ml.ma_gig(counted, inputs, target, vae=Counted, n_steps=50, internal_batch_size=4)
@@ -329,16 +329,18 @@ def test_what_is_no_vae_is_refused():
             ml.ma_gig(model, inputs, vae=vae, **options)
 
 
-def test_a_path_integrated_at_its_nodes_needs_no_gradient_more():
+def test_the_path_brings_its_integral_for_the_score_that_guides_it():
     model, vae, inputs, baselines, target = case()
     options = {"vae": vae, "baselines": baselines, "n_steps": 30}
-    path = ml.ma_gig_path(model, inputs, target, **options)
     counted = Counting(model)
-    found = ml.integrate(counted, path, target, n_steps=32)
-    assert found.shape == inputs.shape
-    gradients = path.gradients(torch.arange(4), torch.full((4,), 5 / 32, dtype=torch.float64))
-    points = path.at(torch.arange(4), torch.full((4,), 5 / 32, dtype=torch.float64)).requires_grad_()
-    close(gradients, torch.autograd.grad(model(points).gather(1, target[:, None]).sum(), points)[0], 1e-9)
+    path = ml.ma_gig_path(counted, inputs, target, **options)
+    assert counted.gradient_rows == 0, "its nodes are found when they are needed"
+    assert torch.equal(ml.integrate(counted, path, target), ml.ma_gig(model, inputs, target, **options))
+    # another class is integrated along the path of this one
+    other = (target + 1) % 3
+    found = ml.integrate(model, path, other, n_steps=400)
+    change = (model(inputs) - model(baselines)).gather(1, other[:, None])[:, 0]
+    close(found.flatten(1).sum(1), change, 1e-2)
 
 
 def test_nothing_of_the_graph_is_kept_whatever_the_vae_is_made_of():
