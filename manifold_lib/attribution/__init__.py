@@ -5,6 +5,7 @@ from .blur import blur_ig, blur_path
 from .energy import energy_ig, energy_path
 from .gradients import expected_gradients, gradient, input_x_gradient, smoothgrad
 from .guided import guided_ig, guided_path
+from .idgi import idgi
 from .integrated import integrated_gradients
 from .knn import GraphPaths, geodesic_ig, geodesic_paths
 from .latent import enhanced_ig, enhanced_path, manifold_ig, manifold_path
@@ -28,6 +29,7 @@ __all__ = [
     "gradient",
     "guided_ig",
     "guided_path",
+    "idgi",
     "input_x_gradient",
     "integrated_gradients",
     "ma_gig",

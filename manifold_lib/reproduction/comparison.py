@@ -24,6 +24,7 @@ from ..attribution import (
     gradient,
     guided_ig,
     guided_path,
+    idgi,
     integrated_gradients,
     ma_gig,
     ma_gig_path,
@@ -147,6 +148,7 @@ METHODS: dict[str, Method] = {
         lambda case: integrated_gradients(*_given(case), baselines=case.baselines, n_steps=case.n_steps),
         lambda case: straight_path(case.inputs, case.baselines),
     ),
+    "IDGI": Method(lambda case: idgi(*_given(case), baselines=case.baselines, n_steps=case.n_steps)),
     "expected gradients": Method(
         lambda case: expected_gradients(
             *_given(case), references=case.nodes, n_samples=case.n_steps, generator=_generator(case)
