@@ -11,7 +11,7 @@ from ..core.scorer import Model, Target, scoring
 from ..paths.adaptive import adaptive, check_adaptive
 from ..paths.integral import integrate, path_method
 from ..paths.path import path_starts, straight_path
-from ..paths.quadrature import METHODS, mean_gradient, rule
+from ..paths.quadrature import RULES, mean_gradient, rule
 
 
 @path_method
@@ -71,7 +71,7 @@ def integrated_gradients(
     tensor([[1., 4.]])
     """
     check_count(n_steps, "n_steps")
-    check_choice(method, "method", METHODS)
+    check_choice(method, "method", RULES)
     if tolerance is not None:
         check_adaptive(tolerance, method, create_graph)
     path = straight_path(inputs, 0.0 if baselines is None else baselines)

@@ -18,7 +18,7 @@ from ..paths.integral import integrate, path_method, with_delta
 from ..paths.path import Path, polyline
 from .latent import bridged, decoder_of, encode
 
-METRICS = ("conformal", "rank1", "euclidean")
+EDGE_COSTS = ("conformal", "rank1", "euclidean")
 # Entries of the edges of some paths in memory at once, and what a sum may miss without a warning.
 _ENTRIES, _MISSED = 2**25, 1e-2
 
@@ -152,7 +152,7 @@ def geodesic_paths(
         raise ValueError(f"nodes: got shape {tuple(nodes.shape)}, wants (N, *{tuple(inputs.shape[1:])}) like inputs")
     check_like(nodes[:1], inputs, "nodes")
     check_count(n_neighbors, "n_neighbors")
-    check_choice(metric, "metric", METRICS)
+    check_choice(metric, "metric", EDGE_COSTS)
     check_count(n_nodes, "n_nodes")
     inputs, baselines = inputs.detach(), baselines.detach()
     every = n_nodes * len(nodes)
@@ -225,7 +225,7 @@ def _search(scorer: Scorer, graph: Graph, rows: Indices, metric: str, n_nodes: i
 
     There is a search for each distinct baseline.
     """
-    used = np.arange(len(graph.vertices)) < graph.n_nodes
+    used = np.arange(len(graph.vertices)) < graph.n_inner
     used[graph.starts[rows]] = used[graph.ends[rows]] = True
     edges = graph.edges[used[graph.edges].all(1)]
     edges = edges[np.lexsort(edges.T[::-1])]
@@ -234,7 +234,7 @@ def _search(scorer: Scorer, graph: Graph, rows: Indices, metric: str, n_nodes: i
     sources, first = np.unique(graph.starts[rows], return_index=True)
     costs, vertices, lengths = known.costs.cpu().numpy(), [], []
     for source, members in zip(sources, np.split(rows, first[1:]), strict=True):
-        distance, before = shortest_paths(len(graph.vertices), graph.n_nodes, edges, costs, int(source))
+        distance, before = shortest_paths(len(graph.vertices), graph.n_inner, edges, costs, int(source))
         vertices.append(walk_back(before, graph.ends[members]))
         lengths.append(distance[graph.ends[members]])
     length = torch.from_numpy(np.concatenate(lengths)).to(graph.vertices.device)

@@ -19,7 +19,7 @@ from ..geometry.curves import spline_path
 from ..geometry.geodesics import geodesic
 from ..paths.integral import integrate, path_method, with_delta
 from ..paths.path import Path, decoded_path, joined, line, path_starts, straight_path
-from ..paths.quadrature import METHODS
+from ..paths.quadrature import RULES
 from .published import chord_times_mean
 
 
@@ -79,7 +79,7 @@ def enhanced_ig(
     >>> ml.enhanced_ig(model, torch.ones(1, 1, 32, 32), vae=vae, n_steps=4).shape
     torch.Size([1, 1, 32, 32])
     """
-    check_choice(method, "method", METHODS)
+    check_choice(method, "method", RULES)
     check_count(n_steps, "n_steps")
     with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size, vae) as scorer:
         baselines = check_baselines(baselines, inputs)

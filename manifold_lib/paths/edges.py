@@ -24,7 +24,7 @@ _EPSILON, _LEAST_EPSILON = 0.01, 1e-12
 class Graph:
     """Where the paths may go.
 
-    vertices : (V, *shape) or, where ``decode`` is given, latents (V, *latent); the ``n_nodes`` nodes come first.
+    vertices : (V, *shape) or, where ``decode`` is given, latents (V, *latent); the ``n_inner`` graph nodes come first.
     edges : (E, 2), i < j.
     starts, ends : (B,), the vertices of the baselines and the inputs.
     shape, dtype : of what the model takes.
@@ -32,7 +32,7 @@ class Graph:
 
     vertices: Tensor
     edges: Indices
-    n_nodes: int
+    n_inner: int
     starts: Indices
     ends: Indices
     shape: torch.Size
@@ -188,7 +188,7 @@ def _quadrature(
 def _epsilon(scorer: Scorer, graph: Graph, row: int) -> float:
     """(0.01 · median ‖∇f‖ at the nodes where it is finite)²."""
     norms = []
-    for points in graph.images(graph.vertices[: graph.n_nodes], scorer.size):
+    for points in graph.images(graph.vertices[: graph.n_inner], scorer.size):
         rows = torch.full((len(points),), row, device=points.device)
         norms.append(scorer.gradient(points, rows).flatten(1).double().norm(dim=1))
     known = torch.cat(norms)
@@ -198,7 +198,7 @@ def _epsilon(scorer: Scorer, graph: Graph, row: int) -> float:
 
 def _scores(scorer: Scorer, graph: Graph, ends: Tensor, row: int) -> Tensor:
     """f at the nodes and at the ends of some edges, NaN at the other vertices: (V,) float64."""
-    wanted = torch.arange(len(graph.vertices), device=ends.device) < graph.n_nodes
+    wanted = torch.arange(len(graph.vertices), device=ends.device) < graph.n_inner
     wanted[ends] = True
     parts = [
         scorer.score(points, torch.full((len(points),), row, device=points.device))

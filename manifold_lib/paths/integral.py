@@ -17,7 +17,7 @@ from ..core.modules import module_of
 from ..core.scorer import Model, Scorer, Target, scoring
 from .adaptive import adaptive, check_adaptive
 from .path import Path, column, path_starts, polyline
-from .quadrature import METHODS, count_nodes, empty_sum, line_integral, mean_gradient, rule
+from .quadrature import RULES, count_nodes, empty_sum, line_integral, mean_gradient, rule
 from .refine import (
     Node,
     by_share,
@@ -127,7 +127,7 @@ def integrate(
     >>> ml.integrate(model, ml.straight_path(torch.tensor([[1.0, 2.0]])), 0)
     tensor([[1., 4.]])
     """
-    check_choice(method, "method", METHODS)
+    check_choice(method, "method", RULES)
     path = polyline(path) if isinstance(path, Tensor) else path
     if n_steps is not None:
         check_count(n_steps, "n_steps")

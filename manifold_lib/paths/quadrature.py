@@ -14,7 +14,7 @@ from ..core.modules import jvp
 from ..core.scorer import Scorer
 from .path import Path, column
 
-METHODS = ("trapezoid", "left", "right", "midpoint", "gausslegendre")
+RULES = ("trapezoid", "left", "right", "midpoint", "gausslegendre")
 
 # Weights of the gradients at the two ends of a chord; midpoint has a node in the middle of each segment.
 CHORD_WEIGHTS = {"trapezoid": (0.5, 0.5), "left": (1.0, 0.0), "right": (0.0, 1.0), "midpoint": (1.0, 1.0)}

@@ -13,7 +13,7 @@ import manifold_lib as ml
 from manifold_lib.core.scorer import scoring
 from manifold_lib.paths import quadrature
 
-METHODS = list(quadrature.METHODS)
+METHODS = list(quadrature.RULES)
 CHORDS = ["trapezoid", "left", "right", "midpoint"]
 
 
