@@ -4,7 +4,19 @@ import math
 
 import pytest
 import torch
-from helpers import Counting, close, draw, no_warning, one_warning, seeded, smooth_model, untouched
+from helpers import (
+    PROBES,
+    Counting,
+    CurvedVAE,
+    Quadratic,
+    close,
+    draw,
+    no_warning,
+    one_warning,
+    seeded,
+    smooth_model,
+    untouched,
+)
 from torch import nn
 
 import manifold_lib as ml
@@ -111,26 +123,6 @@ def test_a_nan_harms_its_image_only():
     close(found[[0, 2]].sum(1), torch.tensor([1.8, 1.8]).double(), 1e-2)
 
 
-@pytest.mark.parametrize("multiply", [True, False])
-def test_integrated_gradients_with_a_tolerance(multiply):
-    model, inputs = relu_model(), draw(5, 1, 4, 4, seed=3)
-    found, delta = ml.integrated_gradients(
-        model, inputs, tolerance=1e-4, multiply_by_inputs=multiply, return_convergence_delta=True
-    )
-    reference = ml.integrated_gradients(model, inputs, n_steps=8192, method="midpoint", multiply_by_inputs=multiply)
-    close(found, reference, 2e-3)
-    assert delta.abs().max() < 1e-4 * 5
-
-
-def test_fixed_rules_have_info_too():
-    model, inputs = smooth_model(), draw(3, 1, 4, 4)
-    for method, count in (("trapezoid", 11), ("midpoint", 10), ("gausslegendre", 10), ("left", 10)):
-        found, info = ml.integrate(model, ml.straight_path(inputs), 1, method=method, n_steps=10, return_info=True)
-        change = (model(inputs) - model(0 * inputs))[:, 1].detach()
-        close(info.delta, found.flatten(1).sum(1) - change, 1e-9)
-        assert info.n_gradients.tolist() == [count] * 3 and info.converged is None
-
-
 def test_the_model_is_left_as_found():
     model, inputs = smooth_model(), draw(3, 1, 4, 4)
     with untouched(model, inputs):
@@ -139,12 +131,8 @@ def test_the_model_is_left_as_found():
 
 @pytest.mark.parametrize("value", [0, -0.1, math.nan, math.inf, "small", True])
 def test_a_bad_tolerance_is_refused(value):
-    for call in (
-        lambda: ml.integrate(smooth_model(), ml.straight_path(draw(2, 1, 4, 4)), tolerance=value),
-        lambda: ml.integrated_gradients(smooth_model(), draw(2, 1, 4, 4), tolerance=value),
-    ):
-        with pytest.raises(ValueError, match="tolerance"):
-            call()
+    with pytest.raises(ValueError, match="tolerance"):
+        ml.integrate(smooth_model(), ml.straight_path(draw(2, 1, 4, 4)), tolerance=value)
 
 
 def test_what_a_tolerance_cannot_be_combined_with():
@@ -194,6 +182,31 @@ def test_on_digits_it_takes_fewer_gradients_than_the_midpoint_rule_and_its_map_i
         for maps in (found[:8], fixed)
     )
     assert gap <= 0.02 and gap <= fixed_gap
+
+
+def test_a_path_with_gradients_of_its_own_needs_none_of_the_model():
+    model, inputs = Quadratic(3), draw(2, 3, seed=1)
+    at, counting = ml.straight_path(inputs).at, Counting(model)
+    path = ml.Path(at, gradients=lambda rows, t: model.gradient(at(rows, t), 1), end=inputs)
+    found = ml.integrate(counting, path, 1, tolerance=1e-3)
+    close(found, ml.integrate(model, ml.straight_path(inputs), 1, tolerance=1e-3), 1e-12)
+    assert counting.gradient_rows <= PROBES
+
+
+@pytest.mark.filterwarnings("ignore:energy_path")
+def test_a_path_that_bends_where_the_score_does_is_refined_there():
+    """A path found by energy, a guided one and one with bridges: each to the tolerance, whatever they bring."""
+    model, inputs, vae = smooth_model(), draw(3, 1, 4, 4), CurvedVAE()
+    scores = model(inputs).detach()
+    bound = 1e-3 * torch.maximum((scores - model(0 * inputs))[:, 1].abs(), 0.05 * (scores.amax(1) - scores.amin(1)))
+    for path in (
+        ml.energy_path(model, inputs, 1, n_steps=6, max_iter=5),
+        ml.guided_path(model, inputs, 1, n_steps=9),
+        ml.enhanced_path(inputs, vae=vae),
+        ml.ma_gig_path(model, inputs, 1, vae=vae, n_steps=7),
+    ):
+        _, info = ml.integrate(model, path, 1, tolerance=1e-3, return_info=True)
+        assert info.converged.all() and (info.delta.abs() <= bound * (1 + 1e-9)).all()
 
 
 def test_a_masked_class_does_not_end_the_refinement():
