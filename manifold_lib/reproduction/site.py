@@ -284,6 +284,8 @@ def _entry(name: str, value: Any, known: set[str]) -> str:
 
 def signature(name: str, value: Any) -> str:
     """The call as it is written in the source, without ``self``; a long one has a line for each parameter."""
+    if inspect.isclass(value) and issubclass(value, Exception):
+        return name
     found = inspect.signature(value)
     written: list[str] = []
     for parameter in found.parameters.values():
