@@ -1,4 +1,4 @@
-"""The VAE of paper 5, Stable Diffusion's, behind ``encode`` and ``decode``; diffusers is imported only when asked."""
+"""The VAE of paper 5, Stable Diffusion's, behind ``encode`` and ``decode``; diffusers is imported only when needed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class KLAutoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images, nearly in [0, 1], (B, 4, h, w) -> (B, 3, 8 h, 8 w)."""
-        # the fused kernels of its attention have no forward mode, which geodesics need
+        # fused attention kernels have no forward-mode derivative, and geodesics need one
         with sdpa_kernel(SDPBackend.MATH):
             return self.autoencoder.decode(latents).sample / 2 + 0.5
 
@@ -52,7 +52,7 @@ def load_kl_autoencoder(name: str = "stabilityai/sd-vae-ft-mse", **options: Any)
     except ImportError as error:
         raise ImportError("load_kl_autoencoder needs the package diffusers: pip install diffusers") from error
     try:
-        # the frugal way of loading needs one more package, and says so at each call
+        # low_cpu_mem_usage needs the package accelerate, and warns without it
         autoencoder = AutoencoderKL.from_pretrained(name, **{"low_cpu_mem_usage": False} | options)
     except OSError as error:
         raise DataNotFound(

@@ -90,7 +90,7 @@ def tidy(notebook: Any) -> str:
     if data := os.environ.get("MANIFOLD_DATA", "").strip():
         folders.insert(0, (Path(data).expanduser().resolve(), "$MANIFOLD_DATA/"))
     for folder, name in folders:
-        # What precedes a path is never a letter, a digit or + or /: within an encoded image it always is.
+        # A path never follows a letter, a digit, + or /. A slash inside an encoded image always does.
         text = re.sub(rf"(?<![\w+/]){re.escape(str(folder))}(?:/|(?![\w-]))", name, text)
     if left := absolute_paths(text):
         raise Failed(f"its outputs hold absolute paths, which no other machine has: {', '.join(sorted(set(left))[:5])}")
@@ -104,7 +104,7 @@ def tidy(notebook: Any) -> str:
 
 @contextlib.contextmanager
 def alone(slug: str, folder: Path) -> Iterator[int]:
-    """Hold the lock of a notebook's folder: two runs of one notebook meet here."""
+    """Hold the lock of a notebook, so that it runs once at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     # Not SLUG.lock, which the notebook itself takes when it puts its results in place.
     with open(folder / f"{slug}.run.lock", "a") as lock:
@@ -114,7 +114,7 @@ def alone(slug: str, folder: Path) -> Iterator[int]:
             print(f"{slug}: waits for another run of it", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            # killed between its two renames, a run leaves the earlier result aside
+            # a run that was killed between its two renames has left the earlier result under another name
             figures = FIGURES / folder.name / slug
             for aside in folder.glob(f"{slug}.*.old"):
                 if not figures.exists():
@@ -263,7 +263,7 @@ def main() -> int:
         strip(arguments.source, arguments.target)
         return 0
 
-    # captum asks for tqdm's widgets, which nobody sees in a run without a reader
+    # tqdm warns that it has no widgets, which a run without a reader does not need
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     if data := os.environ.get("MANIFOLD_DATA", "").strip():
         os.environ["MANIFOLD_DATA"] = str(Path(data).expanduser().resolve())  # the kernel starts in another folder

@@ -24,7 +24,7 @@ MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 def photo_network(name: str, n_classes: int, *, pretrained: bool = True) -> nn.Sequential:
-    """One of the paper's networks behind the normalisation of ImageNet, for images in [0, 1], its head still random.
+    """One of the paper's networks behind the normalisation of ImageNet, for images in [0, 1], with a random head.
 
     The heads are the released codes': one linear layer, and for VGG-16 two around batch norm, ReLU and dropout.
 
@@ -69,7 +69,7 @@ def fit_head(
     seed: int = 0,
     progress: bool = False,
 ) -> None:
-    """Train the last ``part`` of a :func:`photo_network` in place, on features of its frozen rest that are taken once.
+    """Train the last ``part`` of a :func:`photo_network` in place, on features that its frozen rest computes once.
 
     Paper 5's recipe is not known and paper 4's stops early on the photographs it evaluates with; this is ours:
     cross-entropy, or that of each class by itself where a photograph can show several, and Adam at 1e-3.

@@ -87,7 +87,7 @@ def setup_style() -> None:
 
 
 def colour(method: str) -> tuple[float, float, float]:
-    """The method's colour, the same in every figure and however it is capitalised; grey for what is no method."""
+    """The method's colour, the same in every figure and however it is capitalised; grey for any other name."""
     return COLOURS.get(method, COLOURS.get(method.lower(), (0.35, 0.35, 0.35)))
 
 

@@ -45,7 +45,7 @@ def mean_ranks(values: Tensor, *, larger_is_better: bool = True) -> Ranks:
     if n < 2:
         raise ValueError(f"values: got {n} images with finite values of all methods, wants at least 2")
     mean = stats.rankdata(-array if larger_is_better else array, axis=1).mean(0)
-    # of methods that tie on every image the test has nothing to say
+    # the test is not defined where all methods tie on every image
     p_value = stats.friedmanchisquare(*array.T).pvalue if np.ptp(array, axis=1).any() else 1.0
     q = stats.studentized_range.ppf(0.95, m, math.inf) / math.sqrt(2)
     return Ranks(mean, float(p_value), float(q * math.sqrt(m * (m + 1) / (6 * n))), n)
@@ -67,8 +67,8 @@ def correlation_over_methods(
 ) -> tuple[float, float, float]:
     """Spearman's correlation of two measures over methods, with its 95 % interval over methods and images.
 
-    The bootstrap draws methods and images anew, both with replacement: with a dozen methods the interval is wide, as it
-    should be. An interval over images alone would call the order of these very methods a law.
+    The bootstrap draws methods and images, both with replacement. With a dozen methods the interval is wide; one over
+    images alone would be narrower and would say nothing about other methods.
 
     Parameters
     ----------

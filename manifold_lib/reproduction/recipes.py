@@ -35,8 +35,8 @@ def _add(name: str, build: Callable[[], nn.Module], data_: str, kind: str, *rest
     RECIPES[name] = Recipe(build, data_, kind, *rest, **more)
 
 
-# epochs, batch size, learning rate: long training at large batches clears the digits' prior samples, from 67 to 75 %
-# with p_max ≥ 0.9
+# epochs, batch size, learning rate. Long training with large batches makes prior samples of digits clearer: the share
+# with p_max ≥ 0.9 grows from 67 to 75 %.
 _VAE_SCHEDULES = {"mnist32": (72, 256, 2e-3), "fashion32": (28, 128, 1e-3)}
 
 for _name in ("mnist32", "fashion32"):

@@ -20,7 +20,7 @@ NO_RESULTS = "No results yet: `make all` runs the notebooks at profile `small`.\
 
 
 def read(figures: Path) -> list[Document]:
-    """Every ``results.json`` of the committed profiles, validated, its figures known to exist."""
+    """Every ``results.json`` of the committed profiles, validated, with all of its figures present."""
     documents = []
     for profile in COMMITTED:
         for path in sorted((figures / profile).glob("*/results.json")):

@@ -110,7 +110,7 @@ def _check(value: Any, schema: dict[str, Any], *name: str) -> None:
 
 
 class Results:
-    """Recorder of one run; nothing is seen under ``figures/`` before :meth:`finish`.
+    """Recorder of one run; nothing appears under ``figures/`` before :meth:`finish`.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ class Results:
 
     def verdicts(self) -> pd.DataFrame:
         """The claims so far, rounded for reading: what the paper prints beside what this profile gave."""
-        ours = f"ours, {self.profile}"  # never "paper" alone: that is a profile too
+        ours = f"ours, {self.profile}"  # "paper" alone would be the column of the paper's numbers
         rows = [
             {
                 "id": row["id"],
@@ -258,12 +258,12 @@ def _portable(text: str) -> str:
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with an index that says something turned into columns."""
+    """The frame with its index as columns, unless the index only counts rows."""
     return frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
 
 
 def _plain(value: Any) -> Any:
-    """A JSON value: NumPy types converted, whatever is missing or not finite is null."""
+    """A JSON value: NumPy types converted, missing and non-finite numbers as null."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):

@@ -45,7 +45,7 @@ def seed_everything(seed: int) -> torch.Generator:
 
 
 def interactive() -> bool:
-    """True on a terminal: where a bar helps. Bars are left out of notebooks and logs."""
+    """True on a terminal. Notebooks and logs get no progress bars."""
     return sys.stderr.isatty()
 
 
@@ -73,7 +73,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """What the numbers were made on, without anything that names the machine."""
+    """The processor that the numbers come from, without the name of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"

@@ -31,7 +31,7 @@ from ..geometry import nearest_on_manifold, tangent_fraction
 from ..paths import Path
 from .comparison import METHODS, Case, Counted
 
-# name -> 1 where more is better, −1 where less is, 0 where it is neither
+# name -> 1 where more is better, −1 where less is better, 0 where neither is
 METRICS = {
     "tangent fraction": 1,
     "selectivity": 1,
@@ -45,7 +45,7 @@ METRICS = {
     "log-odds": -1,
     "kept under attack": 1,
     "max-sensitivity": -1,
-    # not of no use, but no merit either: pure noise would do best, and |x − x'| alone keeps most of a map as it was
+    # noise would do best, and a factor |x − x'| keeps most of a map as it was, whatever the method
     "randomised weights": 0,
     "relevance mass": 1,
     "relevance rank": 1,
@@ -58,7 +58,7 @@ _UNSUMMED = ("random", "|x − x'|", "gradient", "SmoothGrad")
 
 
 class Truth(NamedTuple):
-    """What is known of generated images beside themselves.
+    """What is known about generated images.
 
     basis : (B, D, K), of the true tangent spaces.
     decoder : the generator, (N, *latent) -> (N, *shape); None if unknown.
@@ -94,7 +94,7 @@ class Card(NamedTuple):
 def transfer_attack(case: Case, *, eps: float, n_steps: int) -> Tensor:
     """Images that carry Integrated Gradients' map to that of the next image, the prediction kept (L∞): (B, *shape).
 
-    One attack for all methods: what it does to the others is transfer.
+    The attack is on Integrated Gradients alone; to the other methods it transfers.
     """
     if len(case.inputs) < 2:
         raise ValueError(f"inputs: got {len(case.inputs)}, wants at least 2 images, whose maps are each other's goals")
@@ -122,7 +122,7 @@ def score(case: Case, name: str, truth: Truth, *, attacked: Tensor, others: list
     method = METHODS[name]
     counted = Counted(case.model)
     with warnings.catch_warnings():
-        # limits of a few passes are part of the setting, and are said once, in the notebook
+        # few solver passes are part of the setting; the notebook says so once
         warnings.filterwarnings("ignore", message=".*had not converged")
         _synchronise(case.inputs)
         started = time.perf_counter()
@@ -163,7 +163,7 @@ def score(case: Case, name: str, truth: Truth, *, attacked: Tensor, others: list
 
 
 def _synchronise(inputs: Tensor) -> None:
-    """Wait for a GPU, which a clock on the CPU does not."""
+    """Wait for the GPU, so that its work is in the time that is measured."""
     if inputs.device.type == "cuda":
         torch.cuda.synchronize(inputs.device)
 

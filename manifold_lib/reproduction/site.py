@@ -36,8 +36,8 @@ Pages = dict[str, NotebookNode]  # by the file each is made from; INDEX and API 
 def build(profile: str, target: Path) -> None:
     """Write the site of a profile, in one step: when a build fails, the folder is left as it was.
 
-    A page lies where the file that it is made from lies in the repository, and so does what a page links to: Markdown
-    becomes a page, any other file is copied.
+    Pages and the files that they link to keep their places in the repository: Markdown becomes a page, other files are
+    copied.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def render(profile: str) -> tuple[dict[str, str], list[str]]:
 
 
 def _notebooks(profile: str) -> Pages:
-    """The notebooks as they ran at the profile; one that did not, with its stored outputs and a line that says so."""
+    """The notebooks as they ran at the profile; one that did not run has its stored outputs and a line that says so."""
     pages = {}
     for source in sorted((runtime.ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         slug = source.stem
@@ -180,7 +180,7 @@ def _counted(verdicts: list[str]) -> str:
 
 
 def _surroundings(page: str, content: NotebookNode, notebooks: Pages) -> dict[str, object]:
-    """What the template puts around a page: its title, the bar at the top, the pages before and after it."""
+    """What the template needs around a page: its title, the bar at the top, the pages before and after it."""
     titles = {INDEX: "Index", **{file: _heading(notebook) for file, notebook in notebooks.items()}, API: "API"}
     links = {file: posixpath.relpath(file, posixpath.dirname(page) or ".") for file in titles}
     order = list(titles)

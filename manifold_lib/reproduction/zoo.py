@@ -72,7 +72,7 @@ def samples(name: str, n_samples: int, *, seed: int, device: str | torch.device 
 def train(name: str, *, device: torch.device, progress: bool = False, again: bool = False) -> None:
     """Train a model from the real data, resume it if it was interrupted, and write weights and card.
 
-    Two processes that want the same model meet at a lock: the second finds it made.
+    A lock keeps two processes from training the same model: the second waits and finds it made.
     """
     recipe, file = RECIPES[name], path(name)
     folder = folders.CACHE / "checkpoints"
@@ -174,7 +174,7 @@ def _changed_epoch(recipe: Recipe, inputs: Tensor, labels: Tensor, epoch: int) -
 
 
 def _generated_epoch(recipe: Recipe, device: torch.device, epoch: int) -> training.Batch:
-    """An epoch's own draw of generated images; seeds below 10⁶ are left to evaluation."""
+    """An epoch's own draw of generated images; seeds below 10⁶ are reserved for evaluation."""
     size = 15_000 if recipe.kind == "robust" else 60_000
     drawn = samples(recipe.data, size, seed=1_000_000 + recipe.seed * 1_000 + epoch, device=device)
     return drawn.inputs, drawn.labels
