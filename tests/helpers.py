@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -50,6 +51,14 @@ def conv_model(n_classes: int = 4, channels: int = 2, seed: int = 0) -> nn.Seque
     model[1].running_mean.copy_(draw(6, seed=seed + 1))
     model[1].running_var.copy_(draw(6, seed=seed + 2).abs() + 0.5)
     return model.eval()
+
+
+def relu_net(seed: int, shape: tuple[int, ...] = (64, 64, 64, 5)) -> nn.Module:
+    """Layers of ReLU, whose score is full of kinks."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for a, b in itertools.pairwise(shape):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return seeded(nn.Sequential(*layers[:-1]).double(), seed)
 
 
 class Quadratic(nn.Module):

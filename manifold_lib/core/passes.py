@@ -1,7 +1,9 @@
-"""How many points go through a model at once."""
+"""How points go through a model: how many at once, and in which memory order. What is here was measured to win 10 % on
+two networks or more (``figures/bench/tricks.csv``)."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -41,8 +43,9 @@ def plan_passes(
     if internal_batch_size is not None:
         return check_count(internal_batch_size, "internal_batch_size")
     numel, on_gpu = inputs[0].numel(), inputs.device.type == "cuda"
+    _keep_freed_memory()
     if not on_gpu and len(inputs) * n_points < WORTH_A_TRIAL:
-        return min(max(2 * CPU_NUMBERS // numel, 1), 16 if numel > 64 else WORTH_A_TRIAL)
+        return min(max(2 * CPU_NUMBERS // numel, 1), 64 if numel > 64 else WORTH_A_TRIAL)
     if not n_points:
         return GPU_POINTS // 8
     two, three = (_kept(scores, inputs, n) for n in (2, 3))
@@ -54,6 +57,17 @@ def plan_passes(
         return min(max(int(GPU_SHARE * free) // per_point, 1), GPU_POINTS)
     budget = max(CPU_BYTES, CPU_WEIGHTS * (3 * two - 2 * three))
     return min(max(budget // per_point, 1), max(CPU_NUMBERS // numel, 256))
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Have the C library keep the activations of one chunk for the next, up to some 60 MB.
+
+    glibc gives freed memory back to the system, to fetch it again page by page: up to a quarter of the time of small
+    networks. The largest block freed so far sets how much it keeps, so an untouched one, freed at once, does; with
+    other C libraries this does nothing.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def forward_points(inputs: Tensor, size: int) -> int:
@@ -76,3 +90,38 @@ def _kept(scores: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, n_points: 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             scores(points, torch.zeros(n_points, dtype=torch.int64, device=inputs.device))
     return sum(kept.values())
+
+
+def takes_channels_last(scores: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, n_points: int = 2) -> bool:
+    """Whether a model gives the same scores for points in channels-last order, in which a CPU is faster.
+
+    A few points tell. A model that relies on the other order (``view`` on feature maps) fails or differs. One that
+    pools maxima is left alone: the other order rounds otherwise, and where windows nearly tie, other pixels would win.
+    """
+    if inputs.device.type != "cpu" or inputs.dtype != torch.float32 or inputs.ndim != 4:
+        return False
+    rows = torch.zeros(n_points, dtype=torch.int64)
+    points = inputs.detach()[:1].expand(n_points, *inputs.shape[1:])
+    with torch.enable_grad(), torch.random.fork_rng([]):
+        usual = scores(points.clone().requires_grad_(), rows)
+        waiting, seen = [usual.grad_fn], set()
+        while waiting:
+            node = waiting.pop()
+            if node is not None and node not in seen:
+                if "MaxPool" in node.name():
+                    return False
+                seen.add(node)
+                waiting += [parent for parent, _ in node.next_functions]
+        try:
+            with torch.no_grad():
+                other = scores(channels_last(points), rows)
+        except RuntimeError:
+            return False
+    return usual.shape == other.shape and bool((usual - other).abs().max() <= 1e-3 * usual.abs().max())
+
+
+def channels_last(points: Tensor) -> Tensor:
+    """A copy in channels-last order; one channel is both orders at once, so its strides must say which."""
+    if points.shape[1] == 1:
+        return points.clone().reshape(len(points), *points.shape[2:], 1).permute(0, 3, 1, 2)
+    return points.clone(memory_format=torch.channels_last)

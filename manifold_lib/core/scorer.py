@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .checks import check_batch
 from .modules import buffers_as_found, module_of, modules_of, train_mode_layers
-from .passes import forward_points, plan_passes
+from .passes import channels_last, forward_points, plan_passes, takes_channels_last
 
 Model = Callable[..., Tensor]
 Target = int | Tensor | None
@@ -30,7 +30,7 @@ class Scorer:
 
     Attributes
     ----------
-    given : callable
+    model : callable
         The user's model.
     classes : Tensor or None
         (B,) int64; None for a model that returns (B,).
@@ -41,25 +41,25 @@ class Scorer:
     """
 
     def __init__(self, model: Model, batch: int, args: tuple = (), size: int = 16) -> None:
-        self.given, self.model, self.batch, self.args = model, model, batch, args
+        self.model, self.batch, self.args = model, batch, args
         self.size = self.forward = size
         self.classes: Tensor | None = None
-        self.highest = 0
+        self.highest, self.channels_last = 0, False
         self.follows = tuple(isinstance(arg, Tensor) and arg.ndim > 0 and len(arg) == batch for arg in args)
 
     @contextlib.contextmanager
     def in_use(self, modules: Iterable[nn.Module] = ()) -> Iterator[None]:
         """Allow gradients; at the end put back the buffers of the model, and of other modules."""
-        module, grad_mode = module_of(self.given), torch.is_grad_enabled()
+        module, grad_mode = module_of(self.model), torch.is_grad_enabled()
         found = buffers_as_found([*([] if module is None else [module]), *modules])
         with found, torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
             yield
 
     def of(self, rows: Tensor) -> Scorer:
         """The scorer of some images of the batch."""
-        part = Scorer(self.given, len(rows), self._args(rows), self.size)
-        part.forward = self.forward
-        part.model, part.follows, part.highest = self.model, self.follows, self.highest
+        part = Scorer(self.model, len(rows), self._args(rows), self.size)
+        part.forward, part.channels_last = self.forward, self.channels_last
+        part.follows, part.highest = self.follows, self.highest
         part.classes = None if self.classes is None else self.classes[rows]
         return part
 
@@ -80,7 +80,7 @@ class Scorer:
         """Whether both have the same model, classes and arguments."""
         pairs = [(self.classes, other.classes), *zip(self.args, other.args, strict=False)]
         same = all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b for a, b in pairs)
-        return self.given == other.given and len(self.args) == len(other.args) and same
+        return self.model == other.model and len(self.args) == len(other.args) and same
 
     def groups(self) -> list[Tensor]:
         """Rows of the images that share class and arguments, group by group."""
@@ -97,7 +97,9 @@ class Scorer:
 
     def scores(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
         """All scores of some points, as the model gives them: (n, C) or (n,)."""
-        scores = self.model(points.clone(), *self._args(rows))  # a copy, since a model may begin with an in-place layer
+        # a copy, since a model may begin with an in-place layer
+        points = channels_last(points) if self.channels_last else points.clone()
+        scores = self.model(points, *self._args(rows))
         return checked_scores(scores, len(points))
 
     def _args(self, rows: Tensor | None) -> tuple:
@@ -208,6 +210,8 @@ def scoring(
         scorer.size = scorer.forward = plan_passes(scorer.scores, inputs, n_points, internal_batch_size)
         if internal_batch_size is None:
             scorer.forward = forward_points(inputs, scorer.size)
+        if n_points >= 8:  # two points and two scores: a twentieth of so many, at most
+            scorer.channels_last = takes_channels_last(scorer.scores, inputs, min(2, scorer.size))
         scorer.resolve(inputs, target)
         yield scorer
 

@@ -199,12 +199,12 @@ def _with_shared(scorer: Scorer) -> tuple[Model, tuple]:
     A shared tensor as long as this chunk of images would otherwise be taken for one of theirs.
     """
     if all(scorer.follows):
-        return scorer.given, scorer.args
+        return scorer.model, scorer.args
     pairs = list(zip(scorer.args, scorer.follows, strict=True))
 
     def model(points: Tensor, *own: Any) -> Tensor:
         left = iter(own)
-        return scorer.given(points, *(next(left) if follows else arg for arg, follows in pairs))
+        return scorer.model(points, *(next(left) if follows else arg for arg, follows in pairs))
 
     return model, tuple(arg for arg, follows in pairs if follows)
 

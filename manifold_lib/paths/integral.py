@@ -35,7 +35,7 @@ class Info(NamedTuple):
     """How an integral went, per image.
 
     delta : (B,), Σ A − (f(end) − f(start)).
-    n_gradients : (B,), gradient evaluations; None for a path that brings its integral.
+    n_gradients : (B,), gradient evaluations; None for a path of several parts, or that brings its integral.
     converged : (B,) bool, whether the tolerance was reached; None where none was given.
     """
 
@@ -145,9 +145,10 @@ def integrate(
         elif tolerance is not None:
             attributions, counts, converged = adaptive(scorer, path, tolerance, most=n_steps, name=name)
         else:
-            attributions = sum_of_parts(scorer, path, method, steps, create_graph=create_graph)
-            n_taken = count_nodes(method, steps, path.n_edges)
-            counts = torch.full((len(path.end),), n_taken, device=path.end.device)
+            attributions = sum_of_parts(scorer, path, method, steps, n_steps is None, create_graph=create_graph)
+            if not path.parts:
+                n_taken = count_nodes(method, steps, path.n_edges)
+                counts = torch.full((len(path.end),), n_taken, device=path.end.device)
         if return_info:
             change = scorer.change(path.end, path_starts(path, scorer.size))
             info = Info(attributions.detach().flatten(1).sum(1) - change, counts, converged)
@@ -156,8 +157,13 @@ def integrate(
     return attributions if info is None else (attributions, info)
 
 
-def sum_of_parts(scorer: Scorer, path: Path, method: str, n_steps: int, *, create_graph: bool = False) -> Tensor:
-    """The integral along a path, or along each of its parts, of which straight ones are bridges: (B, *shape)."""
+def sum_of_parts(
+    scorer: Scorer, path: Path, method: str, n_steps: int, own: bool, *, create_graph: bool = False
+) -> Tensor:
+    """The integral along a path, or along each of its parts: (B, *shape).
+
+    Straight parts are bridges. With ``own``, a part that brings its integral gives that.
+    """
     if not path.parts:
         return line_integral(scorer, path, method=method, n_steps=n_steps, create_graph=create_graph)
     first, last = path.parts[0], path.parts[-1]
@@ -169,10 +175,10 @@ def sum_of_parts(scorer: Scorer, path: Path, method: str, n_steps: int, *, creat
         if part.displacement is not None:
             total = total + bridge(scorer, part, allowed)
             continue
-        own = None if part.integral is None else part.integral(scorer, method, create_graph)
-        if own is None:
-            own = line_integral(scorer, part, method=method, n_steps=n_steps, create_graph=create_graph)
-        total = total + own
+        known = None if part.integral is None or not own else part.integral(scorer, method, create_graph)
+        if known is None:
+            known = line_integral(scorer, part, method=method, n_steps=n_steps, create_graph=create_graph)
+        total = total + known
     return total.to(last.end.dtype)
 
 

@@ -91,14 +91,21 @@ class Path:
             with torch.no_grad():
                 return torch.cat([self.at(some, t) for some, t in pairs]).unflatten(0, times.shape)
 
-        n_first = n if by == "t" else n * -(-64 // n)
+        # the corners of a polyline are known; another curve is measured on 64 steps or more
+        n_first = n if by == "t" else self.n_edges if self.n_edges > 1 else n * -(-64 // n)
         times = torch.linspace(0, 1, n_first + 1, device=end.device, dtype=end.dtype).expand(len(end), -1)
-        if by == "t":
-            return points(times)
-        for _ in range(2):  # correct the times by the lengths of their own steps
-            times = even_times(times, points(times).diff(dim=1).flatten(2).norm(dim=2), n_first)
-        steps = points(times).diff(dim=1).flatten(2).norm(dim=2)
-        return points(even_times(times, steps, n))
+        if by == "length":
+            for _ in range(0 if self.n_edges > 1 else 2):  # correct the times by the lengths of their own steps
+                times = even_times(times, points(times).diff(dim=1).flatten(2).norm(dim=2), n_first)
+            steps = points(times).diff(dim=1).flatten(2).norm(dim=2)
+            equal = torch.linspace(0, 1, n + 1, device=end.device, dtype=end.dtype).expand(len(end), -1)
+            # a curve that breaks off has no length
+            times = even_times(times, steps, n).where(torch.isfinite(steps).all(1, keepdim=True), equal)
+        found = points(times)
+        if self.end is not None:
+            last = found[:, -1]
+            found[:, -1] = torch.where(torch.isfinite(last), self.end.detach(), last)  # exact to the last bit
+        return found
 
 
 def column(t: Tensor, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Geodesic IG by energy: derivatives against autograd, the laws of a line integral, the sign, and what is refused."""
+"""Geodesic IG by energy: the laws of a line integral, the paths, the sign, and what is refused."""
 
 import warnings
 
@@ -8,7 +8,6 @@ from helpers import Counting, Quadratic, draw, seeded, smooth_model, untouched
 from torch import nn
 
 import manifold_lib as ml
-from manifold_lib.core.scorer import Scorer
 from manifold_lib.paths import relax
 
 
@@ -27,55 +26,6 @@ ENDS = torch.tensor([[-1.0, 0.0]], dtype=torch.float64), torch.tensor([[1.0, 0.0
 
 def change(model, inputs, target, baselines=0.0):
     return (model(inputs) - model(torch.zeros_like(inputs) + baselines))[:, target]
-
-
-def slope_of(model, shape, size=1000):
-    return lambda points, target: relax.slope_turns(
-        scorer_of(model, target, size), torch.Size(shape), points, torch.arange(len(target))
-    )
-
-
-def scorer_of(model, target, size):
-    scorer = Scorer(model, len(target), size=size)
-    scorer.classes, scorer.highest = target, int(target.max())
-    return scorer
-
-
-def test_slopes_and_their_turns_in_closed_form():
-    model = Quadratic(4)
-    points = draw(3, 5, 4)
-    squares, turns = slope_of(model, (4,), 7)(points, torch.ones(3, dtype=torch.int64))
-    gradient = model.gradient(points, 1)
-    torch.testing.assert_close(squares, gradient.square().sum(2))
-    torch.testing.assert_close(turns, gradient @ model.matrices[1])
-
-
-def test_the_gradient_of_the_curve_energy_is_that_of_autograd():
-    model, points = plane_model(), draw(3, 7, 2)
-    target, epsilon = torch.tensor([0, 1, 0]), torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
-    energy, gradient, metric = relax.curve_energy_and_gradient(slope_of(model, (2,)), points, target, epsilon)
-    curve = points.clone().requires_grad_()
-    times, weights = relax.rule("gausslegendre", 2, points)
-    inner = curve[:, :-1, None] + times[:, None] * curve.diff(dim=1)[:, :, None]
-    scores = model(inner.flatten(0, 2)).gather(1, target.repeat_interleave(12)[:, None]).sum()
-    slopes = torch.autograd.grad(scores, inner, create_graph=True)[0]
-    wanted_metric = slopes.square().sum(3) @ weights + epsilon[:, None]
-    wanted = 3 * (wanted_metric * curve.diff(dim=1).square().sum(2)).sum(1)
-    torch.testing.assert_close(energy, wanted.detach())
-    torch.testing.assert_close(metric, wanted_metric.detach())
-    torch.testing.assert_close(gradient, torch.autograd.grad(wanted.sum(), curve)[0])
-
-
-def test_respacing_keeps_the_polyline_and_evens_the_costs():
-    points = draw(4, 9, 3)
-    metric = draw(4, 8, seed=1).square() + 0.1
-    found = relax.respaced(points, torch.ones_like(metric))
-    assert torch.equal(found[:, [0, -1]], points[:, [0, -1]])
-    straight = points[:, :1] + torch.linspace(0, 1, 9, dtype=torch.float64)[:, None] ** 2 * (
-        points[:, -1:] - points[:, :1]
-    )
-    even = relax.respaced(straight, torch.ones_like(metric)).diff(dim=1).norm(dim=2)
-    torch.testing.assert_close(even, even.mean(1, keepdim=True).expand_as(even))
 
 
 @pytest.mark.parametrize("options", [{}, {"energy": "potential"}, {"energy": "potential", "sign": -1}, {"max_iter": 0}])

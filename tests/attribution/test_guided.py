@@ -1,6 +1,5 @@
 """Guided IG: the released algorithm, loop by loop, bounds, ties, anchors, completeness, independence of the batch."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -11,7 +10,6 @@ from helpers import Counting, close, draw, seeded, smooth_model, untouched
 from torch import nn
 
 import manifold_lib as ml
-from manifold_lib.paths.greedy import greedy_step
 
 SETTINGS = [(0.25, 0.02, 40), (0.1, 1.0, 40), (0.25, 0.0, 20), (1.0, 0.3, 10), (0.5, 0.1, 60), (0.05, 1.0, 60)]
 
@@ -196,22 +194,6 @@ def test_a_gradient_that_is_nan_harms_its_image_only():
     close(found[[0, 2]], clean[[0, 2]], 1e-12)
 
 
-def test_greedy_step_in_numbers():
-    """Four coordinates, two a group, one of them dead: by hand."""
-    distances = torch.tensor([[1.0, 2.0, 1.0, 0.0]])
-    gradient = torch.tensor([[0.3, -0.1, 0.2, 0.0]])
-    # half of the L1 way, 2 of 4; the first group is {1, 2} with room 3, so both move by 2/3
-    found = greedy_step(torch.zeros(1, 4), distances, gradient, 0.5, fraction=0.5)
-    close(found, torch.tensor([[0.0, 2 / 3, 2 / 3, 0.0]]), 1e-6)
-    # one a group: the second coordinate moves alone, and all the way
-    found = greedy_step(torch.zeros(1, 4), distances, gradient, 0.5, fraction=0.1)
-    close(found, torch.tensor([[0.0, 1.0, 0.0, 0.0]]), 1e-6)
-    # in a band of a tenth all must follow
-    found = greedy_step(torch.zeros(1, 4), distances, gradient, 0.5, fraction=0.1, max_dist=0.1)
-    assert found[0, :3].min() >= 0.4 - 1e-6 and found[0, :3].max() <= 0.6 + 1e-6
-    assert math.isclose((found * distances).sum().item(), 2.0, rel_tol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
@@ -224,84 +206,3 @@ def test_greedy_step_in_numbers():
 def test_bad_settings_are_refused(argument, value):
     with pytest.raises(ValueError, match=argument):
         ml.guided_ig(smooth_model((1, 6, 6)), images(2), **{argument: value})
-
-
-def test_gradients_of_another_model_are_not_taken_for_its_own():
-    first, second, inputs = smooth_model(seed=1), smooth_model(seed=2), draw(3, 1, 4, 4)
-    path = ml.guided_path(first, inputs, 1, n_steps=12)
-    bare = dataclasses.replace(path, gradients=None)
-    close(ml.integrate(second, path, 1, n_steps=12), ml.integrate(second, bare, 1, n_steps=12), 1e-12)
-    assert ml.integrate(first, path, 1, n_steps=12, create_graph=True).requires_grad
-
-
-def kinked(x):
-    """A score with a steep stretch that a path of 200 steps runs through in one or two of them."""
-    s = x.flatten(1).sum(1)
-    return torch.stack([s.clamp(2.0, 2.02) * 50 + 0.1 * s**2, -s], 1)
-
-
-def test_rough_segments_are_halved_and_smooth_ones_are_not():
-    inputs = images(3)[:2] + 0.2
-    plain = ml.integrate(kinked, ml.guided_path(kinked, inputs, 0, n_steps=200), 0, n_steps=200)
-    counting = Counting(kinked)
-    _, delta = ml.guided_ig(counting, inputs, 0, return_convergence_delta=True, internal_batch_size=2)
-    change = kinked(inputs)[:, 0] - kinked(0 * inputs)[:, 0]
-    assert ((plain.flatten(1).sum(1) - change) / change).abs().min() > 0.01
-    assert (delta / change).abs().max() < 0.005
-    assert 2 * 201 < counting.gradient_rows < 2 * 220 and counting.largest <= 2
-
-
-def test_a_jump_of_the_score_and_rounding_end_the_halving():
-    inputs = images(3)[:2] + 0.2
-
-    def jump(x):
-        s = x.flatten(1).sum(1)
-        return torch.stack([s + 5.0 * (s > 2), -s], 1)
-
-    counting = Counting(jump)
-    ml.guided_ig(counting, inputs, 0, n_steps=50, internal_batch_size=2)
-    assert counting.gradient_rows <= 2 * (51 + 6)
-
-    def coarse(x):
-        return jump(x) + 1e6
-
-    counting = Counting(coarse)
-    ml.guided_ig(counting, inputs.float(), 0, n_steps=50, internal_batch_size=2)
-    assert counting.gradient_rows <= 2 * (51 + 20)
-
-
-@pytest.mark.parametrize("place", [0.1025, 0.5025, 0.8025])
-@pytest.mark.parametrize("height", [0.02, 0.05])
-def test_a_cliff_is_climbed_although_its_first_halves_are_worse(place, height):
-    # its middle is where the first halving looks, and finds a gradient of 2500; kinks have used up halvings before
-    def cliff(x):
-        share = x.flatten(1).mean(1)
-        turns = share.clamp(max=0.6) * 100 + 0.13
-        score = height * (2 * (turns - turns.floor()) - 1).abs() + torch.sigmoid((share - place) / 1e-4)
-        return torch.stack([score, -share], 1)
-
-    counting, inputs = Counting(cliff), torch.ones(1, 1, 2, 2, dtype=torch.float64)
-    _, delta = ml.guided_ig(counting, inputs, 0, fraction=1.0, return_convergence_delta=True)
-    assert delta.abs() < 0.005
-    assert counting.gradient_rows <= 201 + 8 * 200
-
-
-@pytest.mark.parametrize("periods", [30, 110, 150, 230])
-def test_kinks_are_followed_as_long_as_that_pays(periods):
-    def wave(x):
-        share = x.flatten(1).mean(1)
-        turns = share * periods + 0.137
-        return torch.stack([share + (2 * (turns - turns.floor()) - 1).abs(), -share], 1)
-
-    counting, inputs = Counting(wave), torch.ones(1, 1, 2, 2, dtype=torch.float64)
-    _, delta = ml.guided_ig(counting, inputs, 0, n_steps=50, fraction=1.0, return_convergence_delta=True)
-    assert counting.gradient_rows <= 51 + 32 * 50
-    # up to three periods a step their kinks are found; more would need finer halves than there are
-    assert delta.abs() < 1e-9 or periods > 150
-
-
-def test_the_left_rule_stays_the_released_one():
-    inputs = images(3)[:2] + 0.2
-    counting = Counting(kinked)
-    ml.guided_ig(counting, inputs, 0, method="left", internal_batch_size=2)
-    assert counting.gradient_rows == 2 * 200

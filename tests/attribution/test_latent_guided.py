@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from helpers import Counting, close, draw, one_warning, root_model, seeded, smooth_model, untouched
+from helpers import Counting, close, draw, one_warning, relu_net, root_model, seeded, smooth_model, untouched
 from torch import nn
 
 import manifold_lib as ml
@@ -351,13 +351,6 @@ def test_nothing_of_the_graph_is_kept_whatever_the_vae_is_made_of():
         assert all(parameter.grad is None for part in (model, vae) for parameter in part.parameters())
 
 
-def relu_net(seed, shape=(64, 64, 64, 5)):
-    layers = [nn.Flatten()]
-    for a, b in itertools.pairwise(shape):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    return seeded(nn.Sequential(*layers[:-1]).double(), seed)
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_it_adds_up_for_a_relu_network_and_a_poor_vae(seed):
     model, inputs = relu_net(seed), draw(16, 64, seed=seed)
@@ -372,56 +365,6 @@ def test_it_adds_up_for_a_relu_network_and_a_poor_vae(seed):
     assert error.median() < 7e-3 and error.max() < 0.05  # with changes of the score down to 0.05
     released = ml.ma_gig(model, inputs, target, vae=Shifted, published=True)
     assert ml.completeness_error(model, inputs, released, target).median() > 0.05
-
-
-class Plain:
-    encode = staticmethod(lambda x: x)
-    decode = staticmethod(lambda z: 0.8 * z + 0.3)
-
-
-@pytest.mark.parametrize("guided", [False, True])
-def test_kinks_do_not_tie_an_image_to_its_batch_or_its_chunk(guided):
-    model, inputs = relu_net(5), draw(24, 64, seed=5)
-    target = model(inputs).argmax(1)
-
-    def explain(inputs, target, size):
-        if guided:
-            return ml.guided_ig(model, inputs, target, n_steps=50, internal_batch_size=size)
-        return ml.ma_gig(model, inputs, target, vae=Plain, n_steps=50, internal_batch_size=size)
-
-    whole = explain(inputs, target, None)
-    for size in (1, 2, 7):
-        close(explain(inputs, target, size), whole, 1e-10)
-    for i in (0, 11, 23):
-        close(explain(inputs[i : i + 1], target[i : i + 1], None), whole[i : i + 1], 1e-10)
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
-    close(explain(inputs[order], target[order], None), whole[order], 1e-10)
-    many = explain(inputs.repeat(13, 1), target.repeat(13), None)
-    close(many, whole.repeat(13, 1), 1e-10)
-
-
-@pytest.mark.parametrize("n_steps", [1, 5, 8, 9, 50])
-def test_halvings_are_bounded_and_any_number_of_steps_will_do(n_steps):
-    model, inputs = relu_net(6), draw(4, 64, seed=6)
-    for i in range(4):
-        counted = Counting(model)
-        ml.ma_gig(counted, inputs[i : i + 1], 0, vae=Plain, n_steps=n_steps, bridge=False)
-        assert counted.gradient_rows <= n_steps + 1 + 8 * n_steps
-    values = ml.ma_gig(model, inputs, 0, vae=Plain, n_steps=n_steps)
-    assert values.isfinite().all()
-    if n_steps == 50:
-        close(values.sum(1), (model(inputs) - model(0 * inputs))[:, 0], 0.05)
-
-
-@pytest.mark.parametrize("anchors", [0, 1, 3])
-def test_no_segment_is_lost_with_anchors(anchors):
-    model, inputs = relu_net(4), draw(8, 64, seed=4)
-    counted = Counting(model)
-    for n_steps in (4, 9, 40, 200):
-        counted.calls.clear()
-        found = ml.guided_ig(counted, inputs, 0, n_steps=n_steps, anchors=anchors, fraction=0.1, max_dist=1.0)
-        assert counted.gradient_rows <= 8 * (9 * (n_steps + anchors) + anchors + 1)
-    assert ml.completeness_error(model, inputs, found, 0).max() < 0.05
 
 
 def test_it_adds_up_for_deep_networks_of_relus():
