@@ -95,12 +95,13 @@ class Path:
         n_first = n if by == "t" else self.n_edges if self.n_edges > 1 else n * -(-64 // n)
         times = torch.linspace(0, 1, n_first + 1, device=end.device, dtype=end.dtype).expand(len(end), -1)
         if by == "length":
-            for _ in range(0 if self.n_edges > 1 else 2):  # correct the times by the lengths of their own steps
-                times = even_times(times, points(times).diff(dim=1).flatten(2).norm(dim=2), n_first)
             steps = points(times).diff(dim=1).flatten(2).norm(dim=2)
-            equal = torch.linspace(0, 1, n + 1, device=end.device, dtype=end.dtype).expand(len(end), -1)
-            # a curve that breaks off has no length
-            times = even_times(times, steps, n).where(torch.isfinite(steps).all(1, keepdim=True), equal)
+            whole = torch.isfinite(steps).all(1, keepdim=True)
+            for _ in range(0 if self.n_edges > 1 else 2):  # correct the times by the lengths of their own steps
+                times = even_times(times, steps, n_first)
+                steps = points(times).diff(dim=1).flatten(2).norm(dim=2)
+            equal = torch.linspace(0, 1, n + 1, device=end.device, dtype=end.dtype)
+            times = torch.where(whole, even_times(times, steps, n), equal)  # a curve that breaks off has no length
         found = points(times)
         if self.end is not None:
             last = found[:, -1]
