@@ -116,6 +116,7 @@ endif
 
 bench: | $(ENV) ## time the methods against their peers ## minutes
 	$(PY) -m pytest tests/bench --benchmark-only
+	$(PY) -m pytest tests/bench/test_tricks.py
 
 lint: | $(ENV) ## ruff and mypy ## seconds
 	$(PY) -m ruff check
