@@ -1,7 +1,9 @@
-"""Gradient, input × gradient, SmoothGrad and Integrated Gradients: against Captum, closed forms and the axioms."""
+"""Gradient, input × gradient, SmoothGrad and expected gradients: against Captum, closed forms and the axioms.
+
+What these and Integrated Gradients have in common is asked of all of them here.
+"""
 
 import captum.attr
-import numpy as np
 import pytest
 import torch
 from helpers import (
@@ -20,10 +22,6 @@ from torch import nn
 
 import manifold_lib as ml
 
-CAPTUM_RULES = {"left": "riemann_left", "right": "riemann_right", "midpoint": "riemann_middle"}
-CAPTUM_RULES["gausslegendre"] = "gausslegendre"
-METHODS = ["trapezoid", *CAPTUM_RULES]
-
 
 def smoothgrad(model, inputs, target=None, **keywords):
     return ml.smoothgrad(model, inputs, target, **{"generator": torch.Generator().manual_seed(5), **keywords})
@@ -36,15 +34,6 @@ ALL = {
     "integrated_gradients": ml.integrated_gradients,
 }
 every_attribution = pytest.mark.parametrize("attribution", ALL.values(), ids=ALL.keys())
-
-
-@pytest.fixture
-def full_precision(monkeypatch):
-    """Captum rounds its quadrature weights to float32 in all dtypes; let it keep them in float64."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 # --- against Captum ----
@@ -62,53 +51,6 @@ def test_input_x_gradient_equals_captum(target):
     model, inputs = smooth_model(), draw(4, 1, 4, 4, seed=1)
     expected = captum.attr.InputXGradient(model).attribute(inputs.clone().requires_grad_(), target=target)
     close(ml.input_x_gradient(model, inputs, target), expected.detach(), 1e-14)
-
-
-@pytest.mark.parametrize("multiply", [True, False])
-@pytest.mark.parametrize("n_steps", [2, 5, 50])
-@pytest.mark.parametrize("method", CAPTUM_RULES)
-def test_integrated_gradients_equals_captum_with_as_many_nodes(method, n_steps, multiply, full_precision):
-    model, inputs, baselines = smooth_model(), draw(4, 1, 4, 4, seed=1), draw(4, 1, 4, 4, seed=2)
-    target = torch.tensor([2, 0, 1, 1])
-    oracle = captum.attr.IntegratedGradients(model, multiply_by_inputs=multiply)
-    expected = oracle.attribute(inputs, baselines, target, n_steps=n_steps, method=CAPTUM_RULES[method])
-    found = ml.integrated_gradients(
-        model, inputs, target, baselines=baselines, n_steps=n_steps, method=method, multiply_by_inputs=multiply
-    )
-    close(found, expected.detach(), 1e-10)
-
-
-def test_the_defaults_are_those_of_captum(full_precision):
-    model, inputs = smooth_model(), draw(4, 1, 4, 4, seed=1)
-    expected = captum.attr.IntegratedGradients(model).attribute(inputs, target=model(inputs).argmax(1))
-    close(ml.integrated_gradients(model, inputs), expected.detach(), 1e-10)
-
-
-def test_integrated_gradients_equals_captum_in_float32_as_released():
-    model, inputs = smooth_model(dtype=torch.float32), draw(4, 1, 4, 4, seed=1, dtype=torch.float32)
-    expected = captum.attr.IntegratedGradients(model).attribute(inputs, target=1)
-    close(ml.integrated_gradients(model, inputs, 1), expected.detach(), 1e-5)
-
-
-@pytest.mark.parametrize("n", [2, 5, 50])
-def test_the_trapezoid_of_captum_falls_short_by_one_nth_and_ours_does_not(n, full_precision):
-    weights, inputs = draw(3, 5), draw(2, 5, seed=1)
-
-    def model(x):
-        return x @ weights.T
-
-    captums = captum.attr.IntegratedGradients(model).attribute(inputs, target=1, n_steps=n, method="riemann_trapezoid")
-    close(captums, (1 - 1 / n) * weights[1] * inputs, 1e-12)
-    ours = ml.integrated_gradients(model, inputs, 1, n_steps=n - 1, method="trapezoid")
-    close(ours, weights[1] * inputs, 1e-13)
-
-
-@pytest.mark.parametrize("n", [2, 5, 50])
-def test_our_trapezoid_is_captums_at_the_same_nodes_with_weights_that_sum_to_one(n, full_precision):
-    model, inputs = smooth_model(), draw(4, 1, 4, 4, seed=1)
-    oracle = captum.attr.IntegratedGradients(model)
-    expected = oracle.attribute(inputs, target=1, n_steps=n, method="riemann_trapezoid") / (1 - 1 / n)
-    close(ml.integrated_gradients(model, inputs, 1, n_steps=n - 1, method="trapezoid"), expected.detach(), 1e-10)
 
 
 @pytest.mark.parametrize("n_samples", [1, 7])
@@ -187,55 +129,6 @@ def test_smoothgrad_depends_on_its_generator_only():
 def test_smoothgrad_works_without_a_generator():
     found = ml.smoothgrad(smooth_model(), draw(3, 1, 4, 4, seed=1), 1)
     assert torch.isfinite(found).all()
-
-
-@pytest.mark.parametrize("form", ["none", "number", "one", "each"])
-def test_every_form_of_baselines_means_the_same(form):
-    model, inputs = smooth_model(), draw(3, 1, 4, 4, seed=1)
-    value = 0.0 if form == "none" else 0.3
-    zeros = torch.full_like(inputs, value)
-    forms = {"none": None, "number": value, "one": zeros[:1], "each": zeros}
-    expected = ml.integrated_gradients(model, inputs, 1, baselines=zeros)
-    assert torch.equal(ml.integrated_gradients(model, inputs, 1, baselines=forms[form]), expected)
-
-
-@pytest.mark.parametrize("baseline", [None, 0, 0.3])
-@pytest.mark.parametrize("method", METHODS)
-def test_integrated_gradients_times_input_is_complete_and_reports_its_error(method, baseline):
-    """T9, first half."""
-    model, inputs = smooth_model(), draw(4, 1, 4, 4, seed=1)
-    keywords = {"baselines": baseline, "n_steps": 50, "method": method}
-    found, delta = ml.integrated_gradients(model, inputs, 1, return_convergence_delta=True, **keywords)
-    assert torch.equal(found, ml.integrated_gradients(model, inputs, 1, **keywords))
-    change = model(inputs)[:, 1] - model(torch.full_like(inputs, baseline or 0))[:, 1]
-    assert delta.shape == (4,) and not delta.requires_grad
-    assert (delta - (found.flatten(1).sum(1) - change)).abs().max() < 1e-12
-    assert delta.abs().max() < {"left": 0.2, "right": 0.2, "gausslegendre": 1e-9}.get(method, 1e-3)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_path_averaged_gradient_is_not_complete_but_is_once_multiplied(method):
-    """T9, second half."""
-    model, inputs, baselines = smooth_model(), draw(4, 1, 4, 4, seed=1), draw(4, 1, 4, 4, seed=2)
-    keywords = {"baselines": baselines, "method": method}
-    mean = ml.integrated_gradients(model, inputs, 1, multiply_by_inputs=False, **keywords)
-    change = (model(inputs) - model(baselines))[:, 1]
-    assert ((mean.flatten(1).sum(1) - change).abs() > 0.01).any()
-    close((inputs - baselines) * mean, ml.integrated_gradients(model, inputs, 1, **keywords), 1e-12)
-
-
-def test_the_path_averaged_gradient_is_defined_where_input_and_baseline_agree():
-    model, inputs = Quadratic(5), draw(3, 5, seed=1)
-    baselines = draw(3, 5, seed=2)
-    baselines[:, :2] = inputs[:, :2]
-    mean = ml.integrated_gradients(model, inputs, 1, baselines=baselines, multiply_by_inputs=False)
-    close(mean, model.gradient((inputs + baselines) / 2, 1), 1e-12)
-
-
-def test_the_convergence_delta_of_the_averaged_gradient_is_finite_and_of_its_shape():
-    model, inputs = smooth_model(), draw(3, 1, 4, 4, seed=1)
-    found, delta = ml.integrated_gradients(model, inputs, 1, multiply_by_inputs=False, return_convergence_delta=True)
-    assert found.shape == inputs.shape and delta.shape == (3,) and torch.isfinite(delta).all()
 
 
 @every_attribution
@@ -320,15 +213,6 @@ def test_every_chunk_size_gives_the_same_result(attribution):
 def test_the_model_never_sees_more_points_than_asked_for(attribution, size, target):
     counting = Counting(smooth_model())
     attribution(counting, draw(7, 1, 4, 4, seed=1), target, internal_batch_size=size)
-    assert counting.largest <= size
-
-
-@pytest.mark.parametrize("size", [1, 2, 5])
-def test_the_convergence_delta_respects_the_chunk_too(size):
-    counting = Counting(smooth_model())
-    ml.integrated_gradients(
-        counting, draw(7, 1, 4, 4, seed=1), n_steps=3, internal_batch_size=size, return_convergence_delta=True
-    )
     assert counting.largest <= size
 
 
@@ -444,23 +328,6 @@ def test_it_works_where_gradients_are_switched_off(attribution):
         assert not torch.is_grad_enabled()
 
 
-def test_integrated_gradients_needs_no_more_than_a_straight_path_and_the_integrator():
-    model, inputs, baselines = smooth_model(), draw(3, 1, 4, 4, seed=1), draw(3, 1, 4, 4, seed=2)
-    for method in METHODS:
-        expected = ml.integrate(model, ml.straight_path(inputs, baselines), 1, method=method, n_steps=9)
-        found = ml.integrated_gradients(model, inputs, 1, baselines=baselines, n_steps=9, method=method)
-        close(found, expected, 1e-13)
-
-
-def test_a_thousand_nodes_of_gauss_legendre_stay_exact():
-    weights = draw(4)
-    inputs = draw(2, 4, seed=1)
-    found = ml.integrated_gradients(lambda x: (x @ weights) ** 3, inputs, n_steps=1000)
-    expected = weights * inputs * ((inputs @ weights) ** 2)[:, None]
-    close(found, expected, 1e-12)
-    assert np.isclose(float(found.sum()), float(((inputs @ weights) ** 3).sum()))
-
-
 @every_attribution
 def test_gradcheck_through_the_attribution(attribution):
     model, inputs = smooth_model((3,)), draw(2, 3, seed=1).requires_grad_()
@@ -468,13 +335,44 @@ def test_gradcheck_through_the_attribution(attribution):
     assert torch.autograd.gradcheck(lambda x: attribution(model, x, 1, create_graph=True, **more), inputs)
 
 
-@pytest.mark.parametrize("multiply", [True, False])
-def test_gradcheck_through_inputs_and_baselines(multiply):
-    model = smooth_model((3,))
-    points = draw(2, 3, seed=1).requires_grad_(), draw(2, 3, seed=2).requires_grad_()
+# --- expected gradients ----
 
-    def attribution(x, b):
-        more = {"baselines": b, "n_steps": 3, "multiply_by_inputs": multiply, "create_graph": True}
-        return ml.integrated_gradients(model, x, 1, **more)
 
-    assert torch.autograd.gradcheck(attribution, points)
+def test_one_reference_gives_integrated_gradients_in_the_limit():
+    model, inputs, reference = smooth_model(), draw(3, 1, 4, 4), draw(1, 1, 4, 4, seed=5)
+    generator = torch.Generator().manual_seed(0)
+    found = ml.expected_gradients(model, inputs, references=reference, n_samples=20_000, generator=generator)
+    close(found, ml.integrated_gradients(model, inputs, baselines=reference), 0.03)
+
+
+def test_a_linear_model_is_exact_up_to_the_references_drawn():
+    weights = draw(3, 16)
+    model = lambda x: x.flatten(1) @ weights.T  # noqa: E731
+    inputs, references = draw(4, 1, 4, 4), draw(6, 1, 4, 4, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    found, delta = ml.expected_gradients(
+        model, inputs, 1, references=references, n_samples=50, generator=generator, return_convergence_delta=True
+    )
+    drawn = torch.randint(6, (50,), generator=torch.Generator().manual_seed(0))
+    expected = (inputs - references[drawn].mean(0)) * weights[1].view(1, 4, 4)
+    close(found, expected, 1e-12)
+    assert delta.abs().max() < 1e-12
+
+
+def test_samples_are_shared_by_the_images_and_counted():
+    counting, inputs, references = Counting(smooth_model()), draw(4, 1, 4, 4), draw(6, 1, 4, 4, seed=3)
+
+    def run(x, **more):
+        generator = torch.Generator().manual_seed(0)
+        return ml.expected_gradients(counting, x, 0, references=references, n_samples=9, generator=generator, **more)
+
+    whole = run(inputs)
+    counting.calls.clear()
+    close(run(inputs, internal_batch_size=5), whole, 1e-12)
+    assert counting.gradient_rows == 36 and counting.largest <= 5
+    close(run(inputs[2:3]), whole[2:3], 1e-12)
+
+
+def test_references_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"references.*\(6, 1, 4, 5\)"):
+        ml.expected_gradients(smooth_model(), draw(2, 1, 4, 4), references=draw(6, 1, 4, 5))

@@ -1,10 +1,10 @@
-"""Enhanced IG and expected gradients: closed forms, bridges, completeness, independence of the batch."""
+"""Enhanced IG and Manifold IG: closed forms, bridges, completeness, independence of the batch."""
 
 import warnings
 
 import pytest
 import torch
-from helpers import Counting, close, draw, seeded, smooth_model, untouched
+from helpers import close, draw, seeded, smooth_model, untouched
 from torch import nn
 
 import manifold_lib as ml
@@ -87,49 +87,6 @@ def test_a_vae_that_is_none_is_refused():
 
     with pytest.raises(ValueError, match=r"vae.*\(2, 1, 2, 4\)"):
         ml.enhanced_ig(model, inputs, vae=Wrong())
-
-
-# --- expected gradients ---
-
-
-def test_one_reference_gives_integrated_gradients_in_the_limit():
-    model, inputs, reference = smooth_model(), draw(3, 1, 4, 4), draw(1, 1, 4, 4, seed=5)
-    generator = torch.Generator().manual_seed(0)
-    found = ml.expected_gradients(model, inputs, references=reference, n_samples=20_000, generator=generator)
-    close(found, ml.integrated_gradients(model, inputs, baselines=reference), 0.03)
-
-
-def test_a_linear_model_is_exact_up_to_the_references_drawn():
-    weights = draw(3, 16)
-    model = lambda x: x.flatten(1) @ weights.T  # noqa: E731
-    inputs, references = draw(4, 1, 4, 4), draw(6, 1, 4, 4, seed=3)
-    generator = torch.Generator().manual_seed(0)
-    found, delta = ml.expected_gradients(
-        model, inputs, 1, references=references, n_samples=50, generator=generator, return_convergence_delta=True
-    )
-    drawn = torch.randint(6, (50,), generator=torch.Generator().manual_seed(0))
-    expected = (inputs - references[drawn].mean(0)) * weights[1].view(1, 4, 4)
-    close(found, expected, 1e-12)
-    assert delta.abs().max() < 1e-12
-
-
-def test_samples_are_shared_by_the_images_and_counted():
-    counting, inputs, references = Counting(smooth_model()), draw(4, 1, 4, 4), draw(6, 1, 4, 4, seed=3)
-
-    def run(x, **more):
-        generator = torch.Generator().manual_seed(0)
-        return ml.expected_gradients(counting, x, 0, references=references, n_samples=9, generator=generator, **more)
-
-    whole = run(inputs)
-    counting.calls.clear()
-    close(run(inputs, internal_batch_size=5), whole, 1e-12)
-    assert counting.gradient_rows == 36 and counting.largest <= 5
-    close(run(inputs[2:3]), whole[2:3], 1e-12)
-
-
-def test_references_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"references.*\(6, 1, 4, 5\)"):
-        ml.expected_gradients(smooth_model(), draw(2, 1, 4, 4), references=draw(6, 1, 4, 5))
 
 
 # --- Manifold IG ----
