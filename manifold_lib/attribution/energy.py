@@ -93,7 +93,9 @@ def energy_ig(
     tensor(0.9600)
     """
     options: dict[str, Any] = {"energy": energy, "beta": beta, "sign": sign, "max_iter": max_iter, "progress": progress}
-    with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size) as scorer:
+    with scoring(
+        model, inputs, target, check_count(n_steps, "n_steps"), additional_forward_args, internal_batch_size
+    ) as scorer:
         baselines = check_baselines(baselines, inputs).detach()
         path = _path(scorer, inputs, baselines=baselines, n_steps=n_steps, published=published, **options)
         attributions = integrate(scorer, path, name="energy_ig")
@@ -161,7 +163,9 @@ def energy_path(
     torch.Size([1, 5, 2])
     """
     options: dict[str, Any] = {"energy": energy, "beta": beta, "sign": sign, "max_iter": max_iter, "progress": progress}
-    with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size) as scorer:
+    with scoring(
+        model, inputs, target, check_count(n_steps, "n_steps"), additional_forward_args, internal_batch_size
+    ) as scorer:
         return _path(scorer, inputs, baselines=baselines, n_steps=n_steps, published=False, **options)
 
 

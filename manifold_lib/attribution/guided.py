@@ -83,6 +83,7 @@ def guided_ig(
     tensor(2.)
     """
     check_choice(method, "method", ("trapezoid", "left", "right"))
+    check_count(n_steps, "n_steps")
     options: dict[str, Any] = {"n_steps": n_steps, "fraction": fraction, "max_dist": max_dist, "anchors": anchors}
     with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size) as scorer:
         baselines = check_baselines(baselines, inputs).detach()
@@ -142,6 +143,8 @@ def guided_path(
     starts = check_baselines(baselines, inputs).detach()
     ends = inputs.detach()
     with scoring(model, ends, target, n_steps, additional_forward_args, internal_batch_size) as own:
+        if own is not model:
+            own.look(ends)
 
         def stream(scorer: Scorer, rows: Tensor, last: bool) -> tuple[Iterator[Node], Evaluate]:
             piece = _piece(ends[rows // n_pieces], starts[rows // n_pieces], rows % n_pieces, n_pieces)

@@ -138,6 +138,8 @@ def ma_gig_path(
         scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size, vae) as own,
         torch.no_grad(),
     ):
+        if own is not model:
+            own.look(inputs)
         starts, ends = encode(vae, baselines, own.size), encode(vae, inputs, own.size)
         decode = decoder_of(vae, inputs)
         size = own.size

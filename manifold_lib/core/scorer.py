@@ -44,7 +44,8 @@ class Scorer:
         self.model, self.batch, self.args = model, batch, args
         self.size = self.forward = size
         self.classes: Tensor | None = None
-        self.highest, self.channels_last = 0, False
+        self.lowest = self.highest = 0
+        self.channels_last = False
         self.follows = tuple(isinstance(arg, Tensor) and arg.ndim > 0 and len(arg) == batch for arg in args)
 
     @contextlib.contextmanager
@@ -59,7 +60,7 @@ class Scorer:
         """The scorer of some images of the batch."""
         part = Scorer(self.model, len(rows), self._args(rows), self.size)
         part.forward, part.channels_last = self.forward, self.channels_last
-        part.follows, part.highest = self.follows, self.highest
+        part.follows, part.lowest, part.highest = self.follows, self.lowest, self.highest
         part.classes = None if self.classes is None else self.classes[rows]
         return part
 
@@ -74,7 +75,7 @@ class Scorer:
         else:
             self.classes = check_target(target, len(inputs), None, inputs.device)
         if self.classes is not None:
-            self.highest = int(self.classes.max())
+            self.lowest, self.highest = torch.stack(torch.aminmax(self.classes)).tolist()
 
     def explains(self, other: Scorer) -> bool:
         """Whether both have the same model, classes and arguments."""
@@ -116,7 +117,7 @@ class Scorer:
             return scores
         if scores.ndim == 1:
             raise ValueError("target: got classes, wants None for a model that returns scores (B,)")
-        check_class(0, self.highest, scores.shape[1], "target")
+        check_class(self.lowest, self.highest, scores.shape[1], "target")
         classes = self.classes if rows is None else self.classes[rows]
         return scores.gather(1, classes[:, None]).squeeze(1)
 
@@ -126,6 +127,11 @@ class Scorer:
         with torch.no_grad():
             parts = zip(points.split(self.forward), rows.split(self.forward), strict=True)
             return torch.cat([self.values(some, own) for some, own in parts])
+
+    def look(self, points: Tensor) -> None:
+        """Refuse a model that gives other scores or no gradient, for a builder that uses it only later."""
+        some = points[:1].expand(min(2, self.size), *points.shape[1:])  # batch norm in train mode refuses one row
+        self.gradient(some, torch.zeros(len(some), dtype=torch.int64, device=points.device))
 
     def change(self, inputs: Tensor, baselines: Tensor) -> Tensor:
         """Δf = f(x) − f(x'), what a complete attribution sums to: (B,)."""
@@ -227,27 +233,27 @@ def checked_scores(scores: Tensor, batch: int) -> Tensor:
 def check_target(
     target: int | Tensor, batch: int, n_classes: int | None, device: torch.device, name: str = "target"
 ) -> Tensor:
-    """Expand an int, or check a (B,) tensor, of classes in [0, n_classes); None leaves the upper end open."""
+    """Expand an int, or check a (B,) tensor, of classes in [0, n_classes), where their number is known."""
     if isinstance(target, Tensor):
         if target.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
             raise ValueError(f"{name}: got {target.dtype}, wants int or a LongTensor ({batch},)")
         if target.ndim not in (0, 1) or (target.ndim == 1 and len(target) != batch):
             raise ValueError(f"{name}: got shape {tuple(target.shape)}, wants ({batch},)")
         classes = target.to(device=device, dtype=torch.int64).expand(batch)
+    elif isinstance(target, Integral) and not isinstance(target, bool):
+        classes = torch.full((batch,), int(target), device=device)
+    else:
+        raise ValueError(f"{name}: got {type(target).__name__}, wants int, LongTensor ({batch},) or None")
+    if n_classes is not None:
         low, high = torch.stack(torch.aminmax(classes)).tolist()
         check_class(low, high, n_classes, name)
-        return classes
-    if isinstance(target, Integral) and not isinstance(target, bool):
-        check_class(int(target), int(target), n_classes, name)
-        return torch.full((batch,), int(target), device=device)
-    raise ValueError(f"{name}: got {type(target).__name__}, wants int, LongTensor ({batch},) or None")
+    return classes
 
 
-def check_class(low: int, high: int, n_classes: int | None, name: str) -> None:
-    """Refuse classes below 0, and those that the model does not have where their number is known."""
-    if low < 0 or high >= (2**62 if n_classes is None else n_classes):
-        wants = "at least 0" if n_classes is None else f"0 to {n_classes - 1}"
-        raise ValueError(f"{name}: got classes {low} to {high}, wants {wants}")
+def check_class(low: int, high: int, n_classes: int, name: str) -> None:
+    """Refuse classes that the model does not have."""
+    if low < 0 or high >= n_classes:
+        raise ValueError(f"{name}: got classes {low} to {high}, wants 0 to {n_classes - 1}")
 
 
 def check_differentiable(scores: Tensor) -> None:

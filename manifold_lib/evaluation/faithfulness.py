@@ -142,5 +142,5 @@ def logits(scorer: Scorer, points: Tensor, rows: Tensor | None = None) -> tuple[
     if classes is None or scores.ndim == 1 or scores.shape[1] == 1:
         got = "(B,)" if scores.ndim == 1 else "(B, 1)"
         raise ValueError(f"model: got scores {got}, wants logits (B, C), of which the target is one")
-    check_class(0, scorer.highest, scores.shape[1], "target")
+    check_class(scorer.lowest, scorer.highest, scores.shape[1], "target")
     return scores, classes if rows is None else classes[rows]

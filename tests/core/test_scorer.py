@@ -178,8 +178,6 @@ def test_a_class_that_the_model_does_not_have_is_refused_where_scores_come(targe
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        (-1, "got classes -1 to -1"),
-        (torch.tensor([0, 1, -2, 0, 0]), "got classes -2 to 1"),
         (torch.tensor([0, 1]), r"got shape \(2,\), wants \(5,\)"),
         (torch.zeros(B, 1, dtype=torch.int64), r"got shape \(5, 1\)"),
         (torch.zeros(B), "got torch.float32, wants int or a LongTensor"),
@@ -193,6 +191,12 @@ def test_what_is_no_class_is_refused_before_the_model_is_called(target: Any, say
 
     with pytest.raises(ValueError, match=f"target: {says}"):
         Scorer(never, B).resolve(X, target)
+
+
+@pytest.mark.parametrize("target", [-1, 7, torch.tensor([0, 1, -2, 0, 1])])
+def test_the_first_scores_tell_which_classes_there_are(target: Any) -> None:
+    with scoring(MODEL, X, target, 0, ARGS) as scorer, pytest.raises(ValueError, match=r"target: got .*, wants 0 to"):
+        scorer.score(X)
 
 
 @pytest.mark.parametrize("target", [1, torch.tensor(1), torch.full((B,), 1, dtype=torch.uint8)])
