@@ -10,7 +10,15 @@ from helpers import conv_model, draw, seeded
 from torch import Tensor, nn
 
 import manifold_lib as ml
-from manifold_lib.core.passes import CPU_BYTES, CPU_NUMBERS, WORTH_A_TRIAL, forward_points, plan_passes
+from manifold_lib.core.passes import (
+    CPU_BYTES,
+    CPU_NUMBERS,
+    WORTH_A_TRIAL,
+    channels_last,
+    forward_points,
+    plan_passes,
+    takes_channels_last,
+)
 
 Scores = Callable[[Tensor, Tensor], Tensor]
 
@@ -129,3 +137,109 @@ def test_nothing_of_the_model_is_converted_or_hooked() -> None:
     )
     assert not any(part._forward_hooks or part._backward_hooks for part in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# --- the memory order ----
+
+
+def convolutions(channels: int = 1) -> nn.Module:
+    layers = (nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.Sigmoid())
+    return seeded(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 4))).eval()
+
+
+class Viewing(nn.Module):
+    """Relies on the usual order, as much code from tutorials does: in the other one ``view`` fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).relu().view(len(x), -1))
+
+
+class ByPosition(nn.Module):
+    """Reads memory as it lies, so that the other order gives other scores and no error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(192, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.as_strided((len(x), 192), (192, 1)))
+
+
+class Asserting(Viewing):
+    """Says what it wants by an assertion."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.is_contiguous()
+        return self.head(self.body(x).relu().flatten(1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convolutions_take_points_in_channels_last_order_and_give_the_same(channels: int) -> None:
+    model, inputs = convolutions(channels), draw(4, channels, 16, 16, dtype=torch.float32)
+    assert takes_channels_last(of(model), inputs)
+    strides: list[int] = []
+    model[0].register_forward_pre_hook(lambda layer, got: strides.append(got[0].stride(1)))
+    found = ml.integrated_gradients(model, inputs, 1)
+    assert strides[-1] == 1, "channels are next to each other"
+    assert found.is_contiguous()
+    double = ml.integrated_gradients(convolutions(channels).double(), inputs.double(), 1)
+    torch.testing.assert_close(found.double(), double, rtol=1e-4, atol=1e-6)
+    strides.clear()
+    ml.gradient(model, inputs, 1)
+    assert 1 not in strides or channels == 1, "one gradient an image is not worth the question"
+
+
+def test_a_copy_in_channels_last_order_is_a_copy() -> None:
+    for channels in (1, 2):
+        points = draw(2, channels, 3, 4)
+        other = channels_last(points)
+        assert torch.equal(other, points) and other.stride(1) == 1 and other.data_ptr() != points.data_ptr()
+
+
+OTHERS = {
+    "vectors": (lambda: nn.Linear(7, 3), draw(2, 7, dtype=torch.float32)),
+    "float64": (lambda: convolutions().double(), draw(2, 1, 16, 16)),
+    "maxima": (pooled, images(2)),
+    "view": (lambda: seeded(Viewing()), draw(2, 3, 8, 8, dtype=torch.float32)),
+    "position": (lambda: seeded(ByPosition()), draw(2, 3, 8, 8, dtype=torch.float32)),
+    "NaN": (convolutions, images(2) * torch.nan),
+}
+
+
+@pytest.mark.parametrize(("make", "inputs"), OTHERS.values(), ids=OTHERS)
+def test_what_the_other_order_would_change_keeps_the_usual_one(make: Callable[[], nn.Module], inputs: Tensor) -> None:
+    assert not takes_channels_last(of(make()), inputs)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Viewing,
+        ByPosition,
+        pytest.param(Asserting, marks=pytest.mark.xfail(strict=True, reason="only a RuntimeError counts as a refusal")),
+    ],
+)
+def test_a_model_that_relies_on_the_usual_order_gets_it(make: type[nn.Module]) -> None:
+    model, inputs = seeded(make()).eval(), draw(3, 3, 8, 8, dtype=torch.float32)
+    found = ml.integrated_gradients(model, inputs, 1, n_steps=20)
+    wanted = ml.integrated_gradients(seeded(make()).double(), inputs.double(), 1, n_steps=20)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.xfail(strict=True, reason="the order is tried on the first image, and a blank one says nothing of others")
+def test_the_order_depends_on_no_image() -> None:
+    model, inputs = seeded(ByPosition()).eval(), draw(3, 3, 8, 8, dtype=torch.float32)
+    inputs[0] = 0
+    found = ml.integrated_gradients(model, inputs, 1)
+    torch.testing.assert_close(found[1:], ml.integrated_gradients(model, inputs[1:], 1), rtol=1e-4, atol=1e-6)
+
+
+def test_the_question_of_order_draws_no_random_numbers() -> None:
+    model = nn.Sequential(nn.Dropout(), convolutions()).train()
+    state = torch.random.get_rng_state()
+    takes_channels_last(of(model), images())
+    assert torch.equal(torch.random.get_rng_state(), state)
