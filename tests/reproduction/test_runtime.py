@@ -1,5 +1,4 @@
 import random
-import sys
 
 import numpy as np
 import pytest
@@ -24,15 +23,6 @@ def test_seeds_repeat_every_draw():
         return random.random(), np.random.rand(), torch.rand(3).tolist(), own
 
     assert draws() == draws()
-
-
-def test_bars_are_optional(monkeypatch, capsys):
-    rows = [1, 2]
-    assert runtime.progress_bar(rows, show=False) is rows
-    assert list(runtime.progress_bar(rows, show=True, desc="rows")) == rows
-    assert "rows" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    assert runtime.progress_bar(rows, show=True) is rows
 
 
 def test_provenance_names_no_place():
