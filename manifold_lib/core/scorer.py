@@ -130,7 +130,8 @@ class Scorer:
 
     def look(self, points: Tensor) -> None:
         """Refuse a model that gives other scores or no gradient, for a builder that uses it only later."""
-        some = points[:1].expand(min(2, self.size), *points.shape[1:])  # batch norm in train mode refuses one row
+        # batch norm in train mode refuses one row; a copy, since the points may be of inference mode
+        some = points[:1].expand(min(2, self.size), *points.shape[1:]).clone()
         self.gradient(some, torch.zeros(len(some), dtype=torch.int64, device=points.device))
 
     def change(self, inputs: Tensor, baselines: Tensor) -> Tensor:
@@ -241,7 +242,8 @@ def check_target(
             raise ValueError(f"{name}: got shape {tuple(target.shape)}, wants ({batch},)")
         classes = target.to(device=device, dtype=torch.int64).expand(batch)
     elif isinstance(target, Integral) and not isinstance(target, bool):
-        classes = torch.full((batch,), int(target), device=device)
+        # a class beyond 64 bits is refused like any other that is not there
+        classes = torch.full((batch,), min(max(int(target), -(2**62)), 2**62), device=device)
     else:
         raise ValueError(f"{name}: got {type(target).__name__}, wants int, LongTensor ({batch},) or None")
     if n_classes is not None:

@@ -121,7 +121,8 @@ def test_the_trapezoid_is_the_integral_of_its_path():
     model, inputs = smooth_model((1, 6, 6)), images(3)
     counting = Counting(model)
     path = ml.guided_path(counting, inputs, 1, n_steps=12)
-    assert counting.gradient_rows == 0, "its nodes are found when they are needed"
+    assert counting.gradient_rows <= 2, "a look at the model: its nodes are found when they are needed"
+    counting.calls.clear()
     found, info = ml.integrate(counting, path, 1, return_info=True)
     assert 3 * 13 <= counting.gradient_rows <= 3 * 25, "a gradient a node, and at most a halving a step"
     assert torch.equal(found, ml.guided_ig(model, inputs, 1, n_steps=12))

@@ -261,7 +261,7 @@ def test_the_path_brings_its_integral_for_the_score_that_guides_it():
     options = {"vae": vae, "baselines": baselines, "n_steps": 30}
     counted = Counting(model)
     path = ml.ma_gig_path(counted, inputs, target, **options)
-    assert counted.gradient_rows == 0, "its nodes are found when they are needed"
+    assert counted.gradient_rows <= 2, "a look at the model: its nodes are found when they are needed"
     assert torch.equal(ml.integrate(counted, path, target), ml.ma_gig(model, inputs, target, **options))
     # another class is integrated along the path of this one
     other = (target + 1) % 3
