@@ -1,5 +1,6 @@
 """Bad input to any public function is a ValueError that names the argument, what it got and what it wants."""
 
+import inspect
 import math
 import re
 
@@ -98,6 +99,18 @@ FUNCTIONS = {
         )
         for name in ("ma_gig", "ma_gig_path")
     },
+    "enhanced_path": (ml.enhanced_path, {"inputs": inputs, "baselines": inputs, "vae": lambda: VAE}),
+    "manifold_path": (
+        ml.manifold_path,
+        {
+            **{"inputs": inputs, "baselines": inputs, "vae": lambda: VAE},
+            **{"n_steps": lambda: 3, "max_iter": lambda: 0},
+        },
+    ),
+    "idgi": (
+        ml.idgi,
+        {"model": lambda: model, "inputs": inputs, "target": lambda: 1, "baselines": inputs, "n_steps": lambda: 3},
+    ),
     "manifold_ig": (
         ml.manifold_ig,
         {
@@ -261,6 +274,14 @@ FUNCTIONS = {
 }
 
 
+# they make models and losses, or work on what these tests have no need to vary
+OTHERS = {
+    *("beta_tcvae_loss", "elbo_loss", "labeller", "lenet", "load_kl_autoencoder", "orthonormal_columns", "polyline"),
+    *("randomised", "relevance", "remove_top", "retrain", "shape_decoder", "small_inception", "small_resnet"),
+    *("small_vgg", "soft_cnn", "tiny_cnn", "total_variation"),
+}
+
+
 def call(name, **changes):
     function, makers = FUNCTIONS[name]
     return function(**{**{key: make() for key, make in makers.items()}, **changes})
@@ -288,6 +309,11 @@ BATCHES = ("inputs", "path", "latents", "vectors", "attributions", "basis", "bas
 BATCHES += ("nodes", "start", "end", "starts", "points", "velocities", "others", "target_maps")
 ASK_FOR_LOGITS = ("insertion_deletion", "comprehensiveness", "log_odds", "purity", "diffid")
 MEASURES = ("pearson", "spearman", "map_mse", "top_k", "ssim", "relevance_mass", "relevance_rank")
+
+
+def test_every_public_function_is_here():
+    public = {name for name in ml.__all__ if inspect.isfunction(getattr(ml, name))}
+    assert public - set(FUNCTIONS) == OTHERS
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -380,8 +406,11 @@ def test_what_is_no_tensor_is_refused(name, argument, value):
     ("name", "argument", "other"),
     [
         ("integrated_gradients", "baselines", "inputs"),
-        ("guided_ig", "baselines", "inputs"),
-        ("enhanced_ig", "baselines", "inputs"),
+        *(
+            (name, "baselines", "inputs")
+            for name in ("guided_ig", "guided_path", "enhanced_ig", "enhanced_path", "idgi")
+        ),
+        *((name, "baselines", "inputs") for name in ("ma_gig", "ma_gig_path", "manifold_path", "geodesic_paths")),
         ("geodesic_ig", "baselines", "inputs"),
         ("energy_ig", "baselines", "inputs"),
         ("tangential_baseline", "basis", "inputs"),
@@ -503,6 +532,10 @@ COUNTS = [
     ("integrated_gradients", "n_steps"),
     *(("geodesic_ig", name) for name in ("n_neighbors", "n_nodes", "internal_batch_size")),
     *(("energy_ig", name) for name in ("n_steps", "internal_batch_size")),
+    *((name, "n_steps") for name in ("ma_gig", "ma_gig_path", "energy_path", "manifold_path", "idgi")),
+    *((name, "internal_batch_size") for name in ("ma_gig", "ma_gig_path", "guided_path", "energy_path", "idgi")),
+    *((name, "internal_batch_size") for name in ("enhanced_path", "manifold_path", "geodesic_paths")),
+    *(("geodesic_paths", name) for name in ("n_neighbors", "n_nodes")),
     ("pgd", "n_steps"),
     ("attribution_attack", "n_steps"),
     ("attribution_attack", "internal_batch_size"),

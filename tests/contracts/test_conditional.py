@@ -82,6 +82,14 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "shapley_values": lambda *a, **k: ml.shapley_values(*a, **k),
     "integrate": lambda m, x, t, **k: ml.integrate(m, ml.straight_path(x), t, n_steps=5, **k),
     "integrate guided": lambda m, x, t, **k: ml.integrate(m, ml.guided_path(m, x, t, n_steps=6, **k), t, **k),
+    "integrate bridged": lambda m, x, t, **k: ml.integrate(
+        m, ml.ma_gig_path(m, x, t, vae=VAE, n_steps=5, fraction=0.4, **k), t, **k
+    ),
+    "integrate adaptive": lambda m, x, t, **k: ml.integrate(
+        m, ml.energy_path(m, x, t, n_steps=4, max_iter=3, **k), t, tolerance=1e-3, **k
+    ),
+    "idgi": lambda *a, **k: ml.idgi(*a, n_steps=7, **k),
+    "idgi guided": lambda m, x, t, **k: ml.idgi(m, x, t, path=ml.guided_path(m, x, t, n_steps=6, **k), n_steps=7, **k),
     "integrate graph": lambda m, x, t, **k: ml.integrate(
         m, ml.geodesic_paths(m, x, t, nodes=NODES, n_neighbors=2, n_nodes=4, **k), t, **k
     ),

@@ -4,7 +4,9 @@ import re
 
 import pytest
 import torch
-from test_bad_input import FUNCTIONS, SHAPE, B, C, call, normal
+from test_bad_input import FUNCTIONS, SHAPE, B, C, call, model, normal
+
+import manifold_lib as ml
 
 # these pass a graph on, by contract
 DIFFERENTIABLE = ("project", "tangent_fraction", "tangent_share", "straight_path", "curve_energy", "curve_length")
@@ -42,6 +44,26 @@ def test_inputs_with_a_graph_give_results_without(name, argument):
     for tensor in tensors(call(name, **{argument: given})):
         assert not tensor.requires_grad
     assert given.grad is None
+
+
+PATHS = [name for name in FUNCTIONS if name.endswith(("_path", "_paths"))]
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_a_path_may_be_built_in_one_mode_and_used_in_another(name, mode):
+    usual = call(name).sample(4)
+    with mode():
+        inside = call(name)
+        torch.testing.assert_close(inside.sample(4), usual)
+    outside = call(name)
+    for path in (inside, outside):
+        torch.testing.assert_close(path.sample(4), usual)
+        assert not path.sample(4).requires_grad
+    whole = ml.integrate(model, outside, 1)
+    torch.testing.assert_close(ml.integrate(model, inside, 1), whole)
+    with mode():
+        torch.testing.assert_close(ml.integrate(model, call(name), 1).clone(), whole)
 
 
 class Frozen(torch.nn.Module):
