@@ -236,6 +236,21 @@ def test_create_graph_changes_no_value(method):
     close(with_graph.detach(), ml.integrate(model, path, 1, method=method, n_steps=5), 1e-14)
 
 
+@pytest.mark.parametrize("pool", [nn.MaxPool2d, nn.AvgPool2d])
+def test_second_order_goes_through_convolutions_in_either_order_of_memory(pool):
+    layers = (nn.Conv2d(1, 6, 3), nn.Softplus(), pool(2), nn.Flatten(), nn.Linear(6 * 49, 3))
+    model, inputs = seeded(nn.Sequential(*layers)).eval(), draw(4, 1, 16, 16, dtype=torch.float32)
+
+    def slope(one: nn.Module, dtype: torch.dtype) -> Tensor:
+        start = torch.zeros_like(inputs, dtype=dtype).requires_grad_()
+        path = ml.straight_path(inputs.to(dtype), start)
+        objective = ml.integrate(one, path, 1, n_steps=64, create_graph=True).square().sum()
+        return torch.autograd.grad(objective, start)[0].double()
+
+    found = slope(model, torch.float32)
+    torch.testing.assert_close(found, slope(model.double(), torch.float64), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_without_create_graph_the_result_keeps_no_graph(method):
     inputs = draw(2, 1, 4, 4, seed=1).requires_grad_()
