@@ -91,6 +91,7 @@ def ma_gig(
     >>> ml.ma_gig(model, torch.ones(1, 1, 32, 32), vae=vae, n_steps=4).shape
     torch.Size([1, 1, 32, 32])
     """
+    check_count(n_steps, "n_steps")
     options: dict[str, Any] = {"n_steps": n_steps, "fraction": fraction, "published": published, "progress": progress}
     with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size, vae) as scorer:
         baselines = check_baselines(baselines, inputs).detach()

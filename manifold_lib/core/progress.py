@@ -28,6 +28,7 @@ def progress_bar(iterable: Iterable, *, show: bool, **options: Any) -> Iterable:
 def predict(model: Callable[[Tensor], Tensor], inputs: Tensor, *, batch_size: int = 256) -> Tensor:
     """Apply a model to many inputs without a graph, in chunks, on its own device; result on the CPU."""
     module = module_of(model)
-    device = inputs.device if module is None else next(module.parameters()).device
+    tensor = None if module is None else next(iter([*module.parameters(), *module.buffers()]), None)
+    device = inputs.device if tensor is None else tensor.device
     with torch.no_grad():
         return torch.cat([model(chunk.to(device)).cpu() for chunk in inputs.split(batch_size)])

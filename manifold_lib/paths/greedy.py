@@ -177,7 +177,7 @@ def streamed_path(
         return polyline(points)
 
     def integral(scorer: Scorer, rule: str, create_graph: bool) -> Tensor | None:
-        if create_graph or not scorer.explains(own) or rule not in ("trapezoid", "left", "right"):
+        if create_graph or not scorer.explains(own) or rule not in ("trapezoid", method or "left", method or "right"):
             return None
         total = empty_sum(last)
         change = scorer.change(last, first)

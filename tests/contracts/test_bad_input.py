@@ -532,11 +532,7 @@ COUNTS = [
     ("integrated_gradients", "n_steps"),
     *(("geodesic_ig", name) for name in ("n_neighbors", "n_nodes", "internal_batch_size")),
     *(("energy_ig", name) for name in ("n_steps", "internal_batch_size")),
-    pytest.param(
-        *("ma_gig", "n_steps"),
-        marks=pytest.mark.xfail(strict=True, reason="compared with numbers before it is checked"),
-    ),
-    *((name, "n_steps") for name in ("ma_gig_path", "energy_path", "manifold_path", "idgi")),
+    *((name, "n_steps") for name in ("ma_gig", "ma_gig_path", "energy_path", "manifold_path", "idgi")),
     *((name, "internal_batch_size") for name in ("ma_gig", "ma_gig_path", "guided_path", "energy_path", "idgi")),
     *((name, "internal_batch_size") for name in ("enhanced_path", "manifold_path", "geodesic_paths")),
     *(("geodesic_paths", name) for name in ("n_neighbors", "n_nodes")),
