@@ -3,8 +3,6 @@
 ``IG(x, a) = v ⊙ h`` with v = x − a and h the gradient averaged from a to x; its tangent fraction is to grow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 

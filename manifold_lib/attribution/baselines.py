@@ -5,8 +5,6 @@ another's place, and return (B, *shape). Give the range after normalisation: bla
 Random ones are drawn once per *shape* and shared by the images, so no attribution depends on its batch.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

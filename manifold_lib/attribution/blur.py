@@ -1,7 +1,5 @@
 """Gaussian blur of images, each by a width of its own, and Blur IG: the path from the blurred image to the image."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Geodesic IG by energy: a path that is relaxed under the metric of the model, the large-model route of paper 4."""
 
-from __future__ import annotations
-
 import functools
 import warnings
 from dataclasses import dataclass, field

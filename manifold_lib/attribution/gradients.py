@@ -1,7 +1,5 @@
 """Gradients of the score: at the input, times the input, and averaged over noise or over baselines."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

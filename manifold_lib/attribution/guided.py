@@ -1,7 +1,5 @@
 """Guided IG (Kapishnikov et al. 2021): the greedy path on pixels, and its integral."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """IDGI (Yang et al. 2023): along a path, each step's change of the score is shared out by the squared gradient."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Integrated Gradients (Sundararajan et al. 2017): the integral along the straight line."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Geodesic IG by neighbours: along shortest paths of a graph whose edges cost the gradient met on them (paper 4)."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass, field
 from typing import Any

@@ -3,8 +3,6 @@
 A ``vae`` is any object with ``encode(x)``, the latent mean, and ``decode(z)``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

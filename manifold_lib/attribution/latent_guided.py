@@ -1,7 +1,5 @@
 """MA-GIG (paper 5): the greedy path of Guided IG on the latents of a decoder, decoded, and its integral."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

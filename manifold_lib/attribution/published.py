@@ -1,7 +1,5 @@
 """Sums and paths as released, for the record: what ``published=True`` gives. None of them is a line integral."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Iterator

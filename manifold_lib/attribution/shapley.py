@@ -1,7 +1,5 @@
 """Exact Shapley values, for inputs of a few entries."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

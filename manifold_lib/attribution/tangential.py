@@ -4,8 +4,6 @@
 optimised, so a high one proves little by itself: notebook 02 shows the controls.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from typing import Any, NamedTuple

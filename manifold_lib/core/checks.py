@@ -1,7 +1,5 @@
 """Bad input is refused here, once, in one wording: the argument, what it got, what it wants."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from numbers import Integral, Real

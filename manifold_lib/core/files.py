@@ -1,7 +1,5 @@
 """Files and folders that are whole or absent: atomic writes, checksums, locks, weights and checkpoints."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

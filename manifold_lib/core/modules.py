@@ -1,7 +1,5 @@
 """What is known of the user's modules: where they are, which mode they are in, and how they are left as found."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import types

@@ -1,8 +1,6 @@
 """How points go through a model: how many at once, and in which memory order. What is here was measured to win 10 % on
 two networks or more (``figures/bench/tricks.csv``)."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Progress bars, and a model applied to many inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

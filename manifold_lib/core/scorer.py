@@ -1,7 +1,5 @@
 """The score that is explained: one object calls the user's model, and knows which image each point belongs to."""
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -56,7 +54,7 @@ class Scorer:
         with found, torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
             yield
 
-    def of(self, rows: Tensor) -> Scorer:
+    def of(self, rows: Tensor) -> "Scorer":
         """The scorer of some images of the batch."""
         part = Scorer(self.model, len(rows), self._args(rows), self.size)
         part.forward, part.channels_last = self.forward, self.channels_last
@@ -77,7 +75,7 @@ class Scorer:
         if self.classes is not None:
             self.lowest, self.highest = torch.stack(torch.aminmax(self.classes)).tolist()
 
-    def explains(self, other: Scorer) -> bool:
+    def explains(self, other: "Scorer") -> bool:
         """Whether both have the same model, classes and arguments."""
         pairs = [(self.classes, other.classes), *zip(self.args, other.args, strict=False)]
         same = all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b for a, b in pairs)

@@ -4,8 +4,6 @@
 trusted, and before any pickle is opened.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import pickle

@@ -1,7 +1,5 @@
 """Data sets as tensors: torchvision's (:mod:`manifold_lib.data.archives`), chest X-rays, digits and half-moons."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import zipfile

@@ -1,7 +1,5 @@
 """Where data sets are looked for: the folder that ``MANIFOLD_DATA`` names, and ``data/cache``."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

@@ -1,7 +1,5 @@
 """The generative route of paper 1: data whose manifold, tangent spaces and labels are known by construction."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Half-moons and the networks of paper 4 (section 4.1), a whole grid of noise levels and seeds trained at once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The photographs of papers 4 (Pascal VOC) and 5 (Oxford Pets, Flowers 102)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple

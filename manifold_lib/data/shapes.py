@@ -4,8 +4,6 @@ The shape in one half decides the class. The other half holds a ring of the same
 about the class, so an attribution that lands there is wrong by construction.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

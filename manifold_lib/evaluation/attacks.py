@@ -1,7 +1,5 @@
 """Attacks on a model: projected gradient ascent on the cross-entropy inside a norm ball."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Targeted attacks on attributions: the prediction stays, the map becomes another (Dombrowski et al. 2019)."""
 
-from __future__ import annotations
-
 import functools
 import math
 import warnings

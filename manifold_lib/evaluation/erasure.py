@@ -1,7 +1,5 @@
 """What a score loses with some entries: insertion and deletion, comprehensiveness, log-odds (paper 4), DiffID (5)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple

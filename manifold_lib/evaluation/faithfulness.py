@@ -1,7 +1,5 @@
 """How faithful an attribution is to the change of the score: completeness, cancellation and purity."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

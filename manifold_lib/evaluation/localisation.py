@@ -1,7 +1,5 @@
 """How much of an attribution lies where the evidence is known to be (Arras et al. 2022), per image."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

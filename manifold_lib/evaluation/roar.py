@@ -1,7 +1,5 @@
 """ROAR (Hooker et al. 2019): remove what a map calls important, retrain, and see what accuracy is left."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from numbers import Real
 

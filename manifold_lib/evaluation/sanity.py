@@ -1,7 +1,5 @@
 """Sanity of attributions: they should depend on the model's weights, and not on the last digits of the input."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import inspect

@@ -5,8 +5,6 @@ Two maps are compared by their relevance n(A): absolute values, summed over chan
 each other, raise a ValueError that names the argument.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 

@@ -1,7 +1,5 @@
 """Curves in a latent space, seen through a decoder: energy, length, and points at constant decoded speed."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

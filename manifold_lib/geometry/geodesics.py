@@ -5,8 +5,6 @@ is never integrated. The solver is preconditioned (:mod:`manifold_lib.geometry.s
 iterations depends neither on the number of points nor on the scale of the latents, and a linear decoder needs none.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The pullback metric JᵀJ of a decoder, and the maps between tangent vectors and points that its geodesics give."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

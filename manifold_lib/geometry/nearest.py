@@ -1,7 +1,5 @@
 """The distance to a decoder's manifold: the nearest decoded image, by Levenberg–Marquardt from some starts."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """An attribution and a tangent space: its projection, the fraction of it that is tangent, and that of noise."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 The Hessian is approximate: that of a decoder which is linear between two points of a curve.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Tangent spaces of a decoder's manifold of images: Jacobians, orthonormal bases, and the angles between them."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator
 

@@ -1,7 +1,5 @@
 """The VAE of paper 5, Stable Diffusion's, behind ``encode`` and ``decode``; diffusers is imported only when needed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

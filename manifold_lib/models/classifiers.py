@@ -1,7 +1,5 @@
 """Classifiers: logits (B, n_classes) from images (B, channels, s, s), small enough to train on two cores."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Generators: the β-TCVAE of paper 1, a convolutional VAE with a map of latents, an autoencoder, and their losses."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

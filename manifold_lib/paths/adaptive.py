@@ -1,7 +1,5 @@
 """The adaptive line integral: segments of a path that are halved until the integral is complete."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The edges of a graph as paths: the line integral of the gradient along each, and what it costs to go along it."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 These are imported where they are used, since each takes seconds.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -5,8 +5,6 @@ takes the gradient at each of its nodes to find the next one, so it brings its n
 while they pass, and no image's path is kept whole.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterator

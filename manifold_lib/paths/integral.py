@@ -3,8 +3,6 @@
 ``A = ∫₀¹ ∇f(γ(t)) ⊙ γ'(t) dt``, whose entries sum to f(γ(1)) − f(γ(0)).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, cast, overload

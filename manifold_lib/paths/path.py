@@ -1,7 +1,5 @@
 """Paths: where the points lie between a baseline (the papers also write base-point) and an input."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +50,7 @@ class Path:
     displacement: Tensor | None = None
     end: Tensor | None = None
     n_edges: int = 1
-    parts: tuple[Path, ...] = ()
+    parts: tuple["Path", ...] = ()
     integral: Callable[[Scorer, str, bool], Tensor | None] | None = None
 
     def sample(self, n: int, by: str = "t", *, internal_batch_size: int = 256) -> Tensor:

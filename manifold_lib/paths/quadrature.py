@@ -1,7 +1,5 @@
 """Quadrature along a path: nodes, weights, and sums of gradients that never hold all points at once."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterator

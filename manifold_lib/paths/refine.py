@@ -5,8 +5,6 @@ piece's error. :func:`refine` cuts pieces until a rule is content; the three rul
 may cost. They serve ``tolerance=``, guided sums, bridges and the edges of graphs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

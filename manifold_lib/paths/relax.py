@@ -1,7 +1,5 @@
 """Descent of paths in input space under the metric of the model: all images in lock-step, none knows of another."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import torch

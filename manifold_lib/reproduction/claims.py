@@ -1,7 +1,5 @@
 """Claims of the papers and their verdicts, which are computed here and nowhere else."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

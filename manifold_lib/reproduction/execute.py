@@ -3,8 +3,6 @@
 Nothing here imports the package: torch would add seconds to every call.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import fcntl

@@ -1,7 +1,5 @@
 """Pretrained networks for the photographs of papers 4 and 5, with heads of our own."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

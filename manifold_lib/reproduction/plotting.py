@@ -1,7 +1,5 @@
 """Figures: one style, one colour per method, diverging maps centred at 0 on a scale they share."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt

@@ -1,7 +1,5 @@
 """Several methods on the same images: mean ranks, whether they differ at all, and which pairs do (Demšar 2006)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

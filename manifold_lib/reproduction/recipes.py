@@ -1,7 +1,5 @@
 """The models of the zoo: how each is built, and from which data and models it is trained."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

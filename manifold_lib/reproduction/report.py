@@ -1,7 +1,5 @@
 """``python -m manifold_lib.reproduction.report``: the gallery and the reproduction tables, from the results on disk."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Results of a notebook: figures, tables and claims, gathered aside and put in place in one step."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import math

@@ -1,7 +1,5 @@
 """Folders, device, seed and provenance."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 import random

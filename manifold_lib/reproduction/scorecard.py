@@ -1,7 +1,5 @@
 """The scorecard of a method of notebook 06: every metric for each image, and whether more of it is better."""
 
-from __future__ import annotations
-
 import functools
 import time
 import warnings

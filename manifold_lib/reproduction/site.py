@@ -1,7 +1,5 @@
 """``python -m manifold_lib.reproduction.site``: the notebooks, the gallery and the API as a static site."""
 
-from __future__ import annotations
-
 import argparse
 import html
 import inspect

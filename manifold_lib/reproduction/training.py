@@ -1,7 +1,5 @@
 """Training: one resumable loop, the losses of the zoo, and the numbers measured on a trained model."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Each model is a float16 safetensors file with a card (JSON) beside it: data and 
 seed, seconds, device, and the numbers measured after the round trip through float16.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import hashlib
