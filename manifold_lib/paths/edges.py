@@ -12,7 +12,7 @@ from ..core.scorer import Scorer
 from .graph import Indices
 from .path import column
 from .quadrature import empty_sum, rule
-from .refine import ALLOWED, Node, by_share, gauss, quarters, refine, share_of
+from .refine import ALLOWED, DEEPEST_EDGE, Pieces, by_share, finer, gauss, refine, share_of
 
 # Share of the median gradient norm that a way costs where the gradient is zero; the least of it where it is everywhere.
 _EPSILON, _LEAST_EPSILON = 0.01, 1e-12
@@ -43,7 +43,7 @@ class Graph:
             with torch.no_grad():
                 yield part if self.decode is None else self.decode(part.clone())
 
-    def segment(self, here: Tensor, there: Tensor, t: Tensor, *, velocity: bool = True) -> tuple[Tensor, Tensor]:
+    def segment(self, here: Tensor, there: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Points on straight edges at some times, and their velocities; decoded, where the graph is in latents."""
         start = self.vertices[here]
         step = self.vertices[there] - start
@@ -51,7 +51,7 @@ class Graph:
         if self.decode is None:
             return points, step
         with torch.no_grad():
-            return jvp(self.decode, points, step) if velocity else (self.decode(points), step)
+            return jvp(self.decode, points, step)
 
 
 class Edges(NamedTuple):
@@ -83,8 +83,7 @@ def edge_integrals(scorer: Scorer, graph: Graph, edges: Indices, row: int, metri
     """
     ends = torch.from_numpy(edges).to(graph.vertices.device)
     epsilon = _epsilon(scorer, graph, row) if metric == "conformal" else 0.0
-    zeros = torch.zeros(len(ends), dtype=torch.float64, device=ends.device)
-    integrals, costs = _quadrature(scorer, graph, ends, row, zeros, zeros + 1, n_nodes, metric, epsilon)
+    integrals, costs = _quadrature(scorer, graph, ends, row, n_nodes, 1, metric, epsilon)
     found = Edges(row, ends, integrals, costs, _scores(scorer, graph, ends, row))
     if metric != "euclidean":
         here, there = found.scores[ends].unbind(1)
@@ -96,7 +95,7 @@ def edge_integrals(scorer: Scorer, graph: Graph, edges: Indices, row: int, metri
 def sum_along(
     scorer: Scorer, graph: Graph, edges: Edges, moves: tuple[Tensor, Tensor, Tensor], n: int, n_nodes: int
 ) -> Tensor:
-    """The integrals of paths from those of their edges, cut finer where a path misses the change of its score.
+    """The integrals of paths from those of their edges, with more nodes where a path misses the change of its score.
 
     A long edge over a steep place has begun with no more nodes than the short ones elsewhere. Each path asks for what
     itself needs, so that no sum depends on the others.
@@ -114,36 +113,27 @@ def sum_along(
         (n, *shape).
     """
     paths, places, signs = moves
-    ends, sums = edges.scores[edges.ends[places]], edges.integrals[places]
-    t = (1 - signs.double()) / 2  # against its direction an edge is gone from 1 to 0
-    first, last = (torch.where(signs > 0, ends[:, a], ends[:, 1 - a]) for a in (0, 1))
-    start = Node(torch.stack([places.double(), t], 1), score=first)
-    end = Node(torch.stack([places.double(), 1 - t], 1), score=last)
-    sums = sums * column(signs.to(sums), sums)
-    pieces = gauss(paths, torch.zeros_like(paths), start, end, sums)
-    spare = edges.rounding[places]
-    change, rounding, count = (torch.zeros(n, dtype=torch.float64, device=t.device) for _ in range(3))
-    for total, values in ((change, last - first), (rounding, spare), (count, torch.ones_like(spare))):
-        total.index_add_(0, paths, values)
-    allowed = share_of(change, ALLOWED)
-    share = allowed / count.clamp_min(1) + rounding / count.clamp_min(1)
+    rounding = edges.rounding
+    change = signs * edges.scores[edges.ends].diff(dim=1)[places, 0]
+
+    def by_path(values: Tensor) -> Tensor:
+        return torch.zeros(n, dtype=torch.float64, device=values.device).index_add_(0, paths, values)
+
+    def share(pieces: Pieces) -> Tensor:
+        return own_share[pieces.rows] + rounding[pieces.start.coordinates[:, 0]]
+
+    def integral(pieces: Pieces, n_times: int) -> Tensor:
+        places, signs = pieces.start.coordinates.unbind(1)
+        which, inverse = places.unique(return_inverse=True)  # paths from one baseline begin with the same edges
+        found, _ = _quadrature(scorer, graph, edges.ends[which], edges.row, n_nodes, n_times)
+        return found[inverse] * column(signs.to(found), found)
+
+    sums = edges.integrals[places]
+    pieces = gauss(paths, torch.stack([places, signs], 1), change, sums * column(signs.to(sums), sums))
+    allowed = share_of(by_path(change), ALLOWED)
+    own_share = allowed / by_path(torch.ones_like(change)).clamp_min(1)
     total = empty_sum(graph.vertices.new_zeros(n, *graph.shape, dtype=graph.dtype))
-
-    def integral(rows: Tensor, begin: Tensor, finish: Tensor) -> Tensor:
-        # paths from one baseline begin with the same edges: each piece of an edge is taken once
-        keys, inverse = torch.stack([begin[:, 0], begin[:, 1], finish[:, 1]], 1).unique(dim=0, return_inverse=True)
-        own = edges.ends[keys[:, 0].long()]
-        return _quadrature(scorer, graph, own, edges.row, keys[:, 1], keys[:, 2], n_nodes)[0][inverse]
-
-    def score(rows: Tensor, place: Tensor) -> Tensor:
-        keys, inverse = place.unique(dim=0, return_inverse=True)
-        own, parts = edges.ends[keys[:, 0].long()], []
-        for some in torch.arange(len(keys), device=keys.device).split(scorer.size):
-            points, _ = graph.segment(own[some, 0], own[some, 1], keys[some, 1], velocity=False)
-            parts.append(scorer.score(points, torch.full_like(some, edges.row)))
-        return torch.cat(parts).double()[inverse]
-
-    refine(total, pieces, quarters(integral, score), by_share(allowed + rounding, share))
+    refine(total, pieces, finer(integral), by_share(allowed + by_path(rounding[places]), share, DEEPEST_EDGE))
     return total
 
 
@@ -152,27 +142,26 @@ def _quadrature(
     graph: Graph,
     ends: Tensor,
     row: int,
-    first: Tensor,
-    last: Tensor,
     n_nodes: int,
+    n_pieces: int = 1,
     metric: str = "euclidean",
     epsilon: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Integrals and costs of edges between two times each: (E, *shape) and (E,) float64."""
+    """Integrals and costs of edges, by a rule for each of their pieces: (E, *shape) and (E,) float64."""
     times, weights = rule("gausslegendre", n_nodes, graph.vertices)
+    first = torch.arange(n_pieces, device=times.device, dtype=times.dtype)[:, None]
+    times, weights = ((first + times) / n_pieces).flatten(), (weights / n_pieces).repeat(n_pieces)
     integrals = graph.vertices.new_empty(len(ends), *graph.shape, dtype=graph.dtype)
     costs = torch.empty(len(ends), dtype=torch.float64, device=ends.device)
-    for chunk in torch.arange(len(ends), device=ends.device).split(max(scorer.size // n_nodes, 1)):
-        parts, width = [], (last - first)[chunk]
-        t = (first[chunk, None] + width[:, None] * times.double()).flatten()
-        here, there = (ends[chunk, side].repeat_interleave(n_nodes) for side in (0, 1))
+    for chunk in torch.arange(len(ends), device=ends.device).split(max(scorer.size // len(times), 1)):
+        parts, t = [], times.repeat(len(chunk))
+        here, there = (ends[chunk, side].repeat_interleave(len(times)) for side in (0, 1))
         for some in torch.arange(len(t), device=ends.device).split(scorer.size):
             points, velocity = graph.segment(here[some], there[some], t[some])
             parts.append((scorer.gradient(points, torch.full_like(some, row)), velocity))
-        slopes, velocity = (torch.cat(part).unflatten(0, (-1, n_nodes)) for part in zip(*parts, strict=True))
+        slopes, velocity = (torch.cat(part).unflatten(0, (-1, len(times))) for part in zip(*parts, strict=True))
         products = slopes * velocity
-        found = torch.einsum("q,eq...->e...", weights.to(products), products)
-        integrals[chunk] = found * column(width, found)
+        integrals[chunk] = torch.einsum("q,eq...->e...", weights.to(products), products)
         speed = velocity.flatten(2).double().norm(dim=2)
         if metric == "conformal":
             speed = speed * (slopes.flatten(2).double().square().sum(2) + epsilon).sqrt()

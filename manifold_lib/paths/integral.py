@@ -14,19 +14,9 @@ from ..core.checks import check_batch, check_choice, check_count, warn_non_finit
 from ..core.modules import module_of
 from ..core.scorer import Model, Scorer, Target, scoring
 from .adaptive import adaptive, check_adaptive
-from .path import Path, column, path_starts, polyline
-from .quadrature import RULES, count_nodes, empty_sum, line_integral, mean_gradient, rule
-from .refine import (
-    Node,
-    by_share,
-    gauss,
-    quarters,
-    refine,
-    share_of,
-)
-
-# Nodes of a bridge before it is cut.
-_BRIDGE_NODES = 16
+from .path import Path, line, path_starts, polyline
+from .quadrature import RULES, count_nodes, empty_sum, line_integral
+from .refine import BRIDGE_NODES, DEEPEST_BRIDGE, by_share, finer, gauss, refine, share_of
 
 
 class Info(NamedTuple):
@@ -181,31 +171,21 @@ def sum_of_parts(
 
 
 def bridge(scorer: Scorer, path: Path, allowed: Tensor | None) -> Tensor:
-    """The integral along straight lines by 16 Gauss–Legendre nodes, cut in four where they miss Δf by more than
+    """The integral along straight lines by 16 Gauss–Legendre nodes, or 64 or 256 where these miss Δf by more than
     ``allowed`` (B,); without it, the graph is kept: (B, *shape)."""
-    settings: dict[str, Any] = {"method": "gausslegendre", "n_steps": _BRIDGE_NODES}
     if allowed is None:
-        return line_integral(scorer, path, **settings, create_graph=True)
-    assert path.end is not None and path.displacement is not None
-    displacement, end = path.displacement.detach(), path.end.detach()
-    start = path_starts(path, scorer.size)
-    sums = line_integral(scorer, path, **settings).detach().double()
+        return line_integral(scorer, path, method="gausslegendre", n_steps=BRIDGE_NODES, create_graph=True)
+    assert path.end is not None
+    start, end = path_starts(path, scorer.size), path.end.detach()
+
+    def integral(rows: Tensor, n_times: int) -> Tensor:
+        settings: dict[str, Any] = {"method": "gausslegendre", "n_steps": n_times * BRIDGE_NODES}
+        return line_integral(scorer.of(rows), line(start[rows], end[rows]), **settings).detach().double()
+
     rows = torch.arange(len(end), device=end.device)
-    times, weights = rule("gausslegendre", _BRIDGE_NODES, end)
-
-    def integral(rows: Tensor, first: Tensor, last: Tensor) -> Tensor:
-        low, width = first.to(end), (last - first).to(end)
-        piece = Path(lambda own, t: path.at(rows[own], low[own] + t * width[own]), end=end[rows])
-        return mean_gradient(scorer.of(rows), piece, times, weights) * displacement[rows] * column(width, end)
-
-    def score(rows: Tensor, t: Tensor) -> Tensor:
-        return scorer.score(path.at(rows, t.to(end)), rows).double()
-
-    zeros = torch.zeros(len(end), dtype=torch.float64, device=end.device)
-    ends = Node(zeros, score=scorer.score(start).double()), Node(zeros + 1, score=scorer.score(end).double())
-    pieces = gauss(rows, torch.zeros_like(rows), ends[0], ends[1], sums)
-    total = torch.zeros_like(sums)
-    refine(total, pieces, quarters(integral, score), by_share(allowed.double(), allowed.double()))
+    pieces, total = gauss(rows, rows, scorer.change(end, start), integral(rows, 1)), end.new_zeros(end.shape).double()
+    again = finer(lambda pieces, n_times: integral(pieces.rows, n_times))
+    refine(total, pieces, again, by_share(allowed.double(), lambda pieces: allowed[pieces.rows], DEEPEST_BRIDGE))
     broken = ~(torch.isfinite(start) & torch.isfinite(end)).flatten(1).all(1)
     total[broken] = torch.nan
     return total.to(end.dtype)

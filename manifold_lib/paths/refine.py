@@ -22,8 +22,9 @@ FIRST, MOST, QUARTER, DEEPEST_TOLERANCE = 12, 1024, 0.25, 16
 # that no sum depends on the batch. An image has a halving a step; where the errors of the halves fall below PAYS of
 # those of their wholes (kinks: 0.4 to 0.8; noise: 1) it has MORE.
 ROUGH, DEEPEST, BLOCK, PAYS, MORE = 20.0, 6, 8, 0.9, 32
-# Bridges and edges: what their sum may miss of the change of the score, and how often a piece is cut in four.
-ALLOWED, DEEPEST_GAUSS = 1e-3, 4
+# Bridges and edges: what their sum may miss of the change of the score, the nodes of a bridge, and how often each is
+# taken again by four times as many nodes. A bridge ends with 256; an edge may have begun with few.
+ALLOWED, BRIDGE_NODES, DEEPEST_BRIDGE, DEEPEST_EDGE = 1e-3, 16, 2, 4
 
 
 class Node(NamedTuple):
@@ -42,15 +43,18 @@ class Node(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """Pieces of paths: the image, how often cut, ends, the integral, what it misses of Δf, and the claim to be cut."""
+    """Pieces of paths: the image, how often cut, ends, the integral, what it misses of Δf, and the claim to be cut.
+
+    A piece that is taken again whole, by :func:`finer`, has its place in ``start`` and neither an end nor a claim.
+    """
 
     rows: Tensor
     depth: Tensor
     start: Node
-    end: Node
+    end: Any
     sums: Tensor
     error: Tensor
-    urgency: Tensor
+    urgency: Any
 
 
 Evaluate = Callable[[Tensor, Tensor], Node]
@@ -137,16 +141,16 @@ class Budget:
         return now, rough & ~now
 
 
-def by_share(allowed: Tensor, share: Tensor) -> Rule:
-    """The rule of bridges and edges: where a path misses ``allowed`` (B,), cut what misses its ``share`` (B,).
+def by_share(allowed: Tensor, share: Callable[[Pieces], Tensor], deepest: int) -> Rule:
+    """The rule of bridges and edges: where a path misses ``allowed`` (B,), its pieces that miss more than their share.
 
-    A quarter of a piece has a quarter of its share.
+    Such a piece is taken again by four times as many nodes, ``deepest`` times at most.
     """
 
     def rule(pieces: Pieces, n_new: int) -> tuple[Tensor, Tensor]:
         missed = torch.zeros_like(allowed).index_add_(0, pieces.rows, pieces.error).abs() > allowed
-        large = pieces.error.abs() > share[pieces.rows] / 4.0**pieces.depth
-        now = missed[pieces.rows] & large & (pieces.depth < DEEPEST_GAUSS)
+        large = pieces.error.abs() > share(pieces)
+        now = missed[pieces.rows] & large & (pieces.depth < deepest)
         return now, missed[pieces.rows] & ~now
 
     return rule
@@ -186,34 +190,26 @@ def halves(evaluate: Evaluate, size: int, *, average: bool = False) -> Callable[
     return cut
 
 
-def quarters(
-    integral: Callable[[Tensor, Tensor, Tensor], Tensor], score: Callable[[Tensor, Tensor], Tensor]
-) -> Callable[[Pieces], Pieces]:
-    """Cut a piece in four by time, each with a rule of Gauss and Legendre of its own.
+def finer(integral: Callable[[Pieces, int], Tensor]) -> Callable[[Pieces], Pieces]:
+    """Take pieces again, whole: ``integral(pieces, n_times)`` has ``n_times`` as many nodes as at first.
 
-    ``integral(rows, start, end)`` gives integrals (n, *shape) between two times, and ``score(rows, t)`` f at times.
+    The nodes are spread over the whole piece, since its map is uncertain wherever the gradient changes, of which the
+    error of its sum shows one number only.
     """
 
-    def cut(pieces: Pieces) -> Pieces:
-        first, last = pieces.start.coordinates, pieces.end.coordinates
-        parts = torch.arange(5, dtype=first.dtype, device=first.device).view(5, *(1,) * (first.ndim - 1)) / 4
-        places = first[:, None] + parts * (last - first)[:, None]
-        inner = score(pieces.rows.repeat_interleave(3), places[:, 1:-1].flatten(0, 1)).view(-1, 3)
-        scores = torch.cat([pieces.start.score[:, None], inner, pieces.end.score[:, None]], 1)
-        starts, ends = (
-            Node(places[:, own].flatten(0, 1), score=scores[:, own].flatten()) for own in (slice(4), slice(1, 5))
-        )
-        rows = pieces.rows.repeat_interleave(4)
-        sums = integral(rows, starts.coordinates, ends.coordinates)
-        return gauss(rows, pieces.depth.repeat_interleave(4) + 1, starts, ends, sums)
+    def again(pieces: Pieces) -> Pieces:
+        depth = pieces.depth + 1
+        sums = integral(pieces, 4 ** int(depth[0]))  # one round after the other: all are equally deep
+        gain = (sums - pieces.sums).flatten(1).sum(1, dtype=torch.float64)
+        return pieces._replace(depth=depth, sums=sums, error=pieces.error - gain)
 
-    return cut
+    return again
 
 
-def gauss(rows: Tensor, depth: Tensor, start: Node, end: Node, sums: Tensor) -> Pieces:
-    """Pieces whose integrals are known, and the scores at their ends."""
-    error = (end.score - start.score).double() - sums.flatten(1).sum(1, dtype=torch.float64)
-    return Pieces(rows, depth, start, end, sums, error, error.abs())
+def gauss(rows: Tensor, coordinates: Tensor, change: Tensor, sums: Tensor) -> Pieces:
+    """Pieces whose integrals by a rule of Gauss and Legendre are known, and the change of the score over them."""
+    error = change.double() - sums.flatten(1).sum(1, dtype=torch.float64)
+    return Pieces(rows, torch.zeros_like(rows), Node(coordinates), None, sums, error, None)
 
 
 def largest(values: Tensor, rows: Tensor, most: Tensor, share: float = 1.0) -> Tensor:

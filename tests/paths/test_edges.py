@@ -124,7 +124,7 @@ def test_a_path_that_misses_its_change_is_cut_until_it_does_not(sign: int) -> No
     found = edges.sum_along(scorer, graph, edges_known, moves((0, worst, sign)), 1, 3)
     change = sign * edges_known.scores[edges_known.ends].diff(dim=1)[worst]
     assert (found.sum() - change).abs() <= 1.1e-3 * change.abs()
-    # four quarters of three nodes a cut, at most four cuts deep
+    # by 4, 16, 64 and 256 times three nodes at most
     assert 0 < counted.gradient_rows <= 12 * (1 + 4 + 16 + 64)
     close(found[0], sign * finely(lambda x: steep(x)[:, None], graph, PAIRS[worst], 0, 40_000)[0], 5e-3)
 

@@ -386,7 +386,7 @@ def kink(x: Tensor) -> Tensor:
     return 100 * torch.relu(x[:, 0] + x[:, 1] - 0.37) + x[:, 0] * x[:, 1]
 
 
-def test_a_bridge_over_a_kink_is_cut_until_it_is_complete():
+def test_a_bridge_over_a_kink_gets_up_to_256_nodes():
     inputs = torch.tensor([[1.0, 1.0], [0.3, 0.2], [0.1, 0.1], [3.0, -1.0]], dtype=torch.float64)
     counted = Counting(kink)
     with scoring(counted, inputs, internal_batch_size=50) as scorer:
@@ -394,11 +394,13 @@ def test_a_bridge_over_a_kink_is_cut_until_it_is_complete():
         counted.calls.clear()
         found = bridge(scorer, ml.straight_path(inputs), allowed)
         rows = counted.gradient_rows
-    assert ((found.sum(1) - change_on(kink, ml.straight_path(inputs))).abs() <= allowed).all()
+    # a kink lies between two of 256 nodes, whose weights are π / 512 at most
+    sure = math.pi / 512 * 100 * inputs.sum(1).abs()
+    assert ((found.sum(1) - change_on(kink, ml.straight_path(inputs))).abs() <= torch.maximum(allowed, sure)).all()
     crude = ml.integrate(kink, ml.straight_path(inputs), method="gausslegendre", n_steps=16)
     assert ((crude.sum(1) - change_on(kink, ml.straight_path(inputs))).abs() > allowed)[[0, 3]].all()
-    assert 4 * 16 < rows <= 4 * 16 * (1 + 4 * 4) and counted.largest <= 50
-    # the part before the kink, in closed form, is not touched
+    assert 4 * 16 < rows <= 4 * (16 + 64 + 256) and counted.largest <= 50
+    # a line that ends before the kink is exact at once
     close(found[2], inputs[2] * inputs[2].flip(0) / 2, 1e-12)
 
 
@@ -423,7 +425,7 @@ def test_a_bridge_over_a_jump_ends_and_no_image_depends_on_the_others():
         close(run([i]), whole[i : i + 1], 1e-12)
     counted.calls.clear()
     run([0])
-    assert counted.gradient_rows <= 16 * (1 + 4 * 4) + PROBES
+    assert counted.gradient_rows <= 16 + 64 + 256 + PROBES
 
 
 def test_a_bridge_with_a_graph_can_be_differentiated():
