@@ -54,10 +54,7 @@ def curve_length(decoder: Decoder, points: Tensor, *, internal_batch_size: int |
 
 
 def decoded_steps(decoder: Decoder, points: Tensor, internal_batch_size: int | None = None) -> Tensor:
-    """‖g(z_{i+1}) − g(z_i)‖ of each segment, some curves at a time: (B, T, *latent) -> (B, T − 1).
-
-    With a graph where the points have one.
-    """
+    """‖g(z_{i+1}) − g(z_i)‖ of each segment, (B, T, *latent) -> (B, T − 1), with a graph where the points have one."""
     check_curves(points)
     check_mode(decoder)
     rows = curves_at_once(points.shape[1], points, internal_batch_size)
@@ -68,9 +65,8 @@ def decoded_steps(decoder: Decoder, points: Tensor, internal_batch_size: int | N
 
 def decode_curves(decoder: Decoder, points: Tensor) -> Tensor:
     """Images of all points, flat: (B, T, *latent) -> (B, T, D)."""
-    # a copy, since a decoder may begin with an in-place layer
-    images = decoder(points.flatten(0, 1).clone())
     n_images = points.shape[0] * points.shape[1]
+    images = decoder(points.flatten(0, 1).clone())  # a copy, since a decoder may begin with an in-place layer
     if images.ndim < 2 or len(images) != n_images:
         raise ValueError(f"decoder: got output {tuple(images.shape)}, wants ({n_images}, *shape)")
     return images.flatten(1).unflatten(0, points.shape[:2])
@@ -83,12 +79,11 @@ def in_parts(decoder: Decoder, size: int | None) -> Decoder:
     return lambda latents: torch.cat([decoder(part) for part in latents.split(size)])
 
 
-def check_curves(points: Tensor) -> Tensor:
+def check_curves(points: Tensor) -> None:
     """Refuse what is no batch of curves of two points or more."""
     check_batch(points, "points", min_dim=3)
     if points.shape[1] < 2:
         raise ValueError(f"points: got shape {tuple(points.shape)}, wants (B, T, *latent) with T of at least 2")
-    return points
 
 
 def curves_at_once(n_points: int, like: Tensor, internal_batch_size: int | None) -> int:
@@ -99,46 +94,32 @@ def curves_at_once(n_points: int, like: Tensor, internal_batch_size: int | None)
 
 
 def resample(decoder: Decoder, points: Tensor, n_steps: int, *, internal_batch_size: int | None = None) -> Tensor:
-    """Points of the same curves at constant decoded speed: (B, n_steps + 1, *latent).
+    """Points of the same curves at constant decoded speed: (B, n_steps + 1, *latent), n_steps segments each.
 
     The curve through the given points, at equal steps of time, is a cubic spline. The ends are exact.
     Other arguments and exceptions are those of :func:`curve_energy`.
 
-    Parameters
-    ----------
-    n_steps : int
-        Segments of the result.
-
     Examples
     --------
     >>> import torch, manifold_lib as ml
-    >>> ml.resample(lambda z: 3 * z, torch.tensor([[[0.0], [4.0]]]), 4)
-    tensor([[[0.],
-             [1.],
-             [2.],
-             [3.],
-             [4.]]])
+    >>> ml.resample(lambda z: 3 * z, torch.tensor([[[0.0], [4.0]]]), 4).flatten()
+    tensor([0., 1., 2., 3., 4.])
     """
     check_count(n_steps, "n_steps")
+    # lengths between the given points are known after a first resampling only
+    return even_points(decoder, points, n_steps, n_corrections=2, internal_batch_size=internal_batch_size)
+
+
+def even_points(
+    decoder: Decoder, points: Tensor, n_steps: int, *, n_corrections: int = 0, internal_batch_size: int | None = None
+) -> Tensor:
+    """:func:`resample` by the arc lengths of the given points, corrected so many times, with one decode each."""
     steps = decoded_steps(decoder, points, internal_batch_size)
-    times = _equal_times(points)
-    for _ in range(2):  # lengths between the given points are known after a first resampling only
+    times = torch.linspace(0, 1, points.shape[1], device=points.device, dtype=points.dtype).expand(points.shape[:2])
+    for _ in range(n_corrections):
         times = even_times(times, steps, max(n_steps, points.shape[1] - 1))
         steps = decoded_steps(decoder, spline_points(points, times), internal_batch_size)
-    return _at_times(points, even_times(times, steps, n_steps))
-
-
-def resample_once(decoder: Decoder, points: Tensor, n_steps: int) -> Tensor:
-    """:func:`resample` by the arc lengths of the given points alone: half the work, and even only where they are."""
-    return _at_times(points, even_times(_equal_times(points), decoded_steps(decoder, points), n_steps))
-
-
-def _equal_times(points: Tensor) -> Tensor:
-    return torch.linspace(0, 1, points.shape[1], device=points.device, dtype=points.dtype).expand(points.shape[:2])
-
-
-def _at_times(points: Tensor, times: Tensor) -> Tensor:
-    found = spline_points(points, times)
+    found = spline_points(points, even_times(times, steps, n_steps))
     found[:, 0], found[:, -1] = points[:, 0], points[:, -1]
     return found
 
@@ -166,11 +147,10 @@ def spline_points(points: Tensor, times: Tensor) -> Tensor:
 
 
 def _slopes(n_edges: int) -> Tensor:
-    """The matrix that takes values at equal steps to the slopes of their cubic spline, per segment: (T, T)."""
+    """The matrix (T, T) from values at equal steps to the slopes of their cubic spline, per segment."""
     from scipy.interpolate import CubicSpline  # here, since it takes seconds to import
 
-    times = np.arange(n_edges + 1)
-    # through three points it is a parabola, through two a line
+    times = np.arange(n_edges + 1)  # through three points the spline is a parabola, through two a line
     return torch.from_numpy(CubicSpline(times, np.eye(n_edges + 1), bc_type="not-a-knot")(times, 1))
 
 
@@ -181,7 +161,7 @@ def knot_basis(n_steps: int, n_knots: int | None, like: Tensor) -> Tensor:
     values = torch.eye(n_knots + 2, dtype=like.dtype, device=like.device)[1:-1]
     times = torch.linspace(0, 1, n_steps + 1, dtype=like.dtype, device=like.device).expand(n_knots, -1)
     knots = spline_points(values[:, :, None], times)[:, :, 0].T.contiguous()
-    knots[0], knots[-1] = 0, 0
+    knots[[0, -1]] = 0
     return knots
 
 

@@ -1,11 +1,9 @@
 """Geodesics of the pullback metric JᵀJ of a decoder: batched curves of least energy between latents.
 
-The energy of a discrete curve needs one decode of its points, and its gradient one backward pass; the metric itself
-is never integrated. The solver is preconditioned (:mod:`manifold_lib.geometry.solver`), so that the number of
-iterations depends neither on the number of points nor on the scale of the latents, and a linear decoder needs none.
+The solver is preconditioned: the number of iterations depends neither on the number of points nor on the scale of the
+latents, and a linear decoder needs none. An iteration is one decode of the points and one backward pass.
 """
 
-import warnings
 from typing import NamedTuple
 
 import torch
@@ -14,19 +12,10 @@ from torch import Tensor
 from ..core.checks import check_batch, check_count, check_like, check_positive
 from ..core.modules import check_mode
 from ..core.progress import progress_bar
-from .curves import (
-    curve_energy,
-    curves_at_once,
-    decoded_steps,
-    in_parts,
-    knot_basis,
-    line_between,
-    of_less_energy,
-    resample,
-    resample_once,
-)
+from . import curves
+from .curves import curve_energy, knot_basis, line_between, of_less_energy
 from .solver import descend, mean_metric, mean_stretch
-from .tangent import Decoder
+from .tangent import Decoder, warn_of
 
 # Segments of the coarsest curve. Fewer bend too little to be worth a level of their own.
 COARSEST = 4
@@ -40,6 +29,12 @@ class Geodesic(NamedTuple):
     length : (B,), Σ ‖g(z_{i+1}) − g(z_i)‖.
     iterations : (B,) int64, passes through the decoder and back, those on coarser curves included.
     converged : (B,) bool.
+
+    Examples
+    --------
+    >>> found = geodesic(lambda z: 2 * z, torch.zeros(1, 3), torch.ones(1, 3), n_steps=4)
+    >>> found.points.shape, found.energy
+    (torch.Size([1, 5, 3]), tensor([6.]))
     """
 
     points: Tensor
@@ -78,27 +73,24 @@ def geodesic(
     max_iter : int
         Passes through the decoder and back, over all levels. 0 gives the straight line.
     tolerance : float
-        A curve stops when the energy that the model of the preconditioner promises to save, or each of its last three
-        savings, is below this share of the energy.
+        A curve stops when the saving that the preconditioner predicts, or each of the last three savings, is below
+        this share of the energy.
     n_knots : int, optional
         A cubic spline with this many inner knots instead of a curve whose every point moves.
-    internal_batch_size : int, optional
-        Images decoded at once.
-    progress : bool
-        Show a bar over the curves.
+    internal_batch_size, progress
+        Images decoded at once, and whether to show a bar over the curves.
 
     Raises
     ------
     ValueError
-        For bad input, half precision, a decoder in train mode, without a derivative, or whose images of the straight
-        line are not finite.
+        For bad input, half precision, a decoder in train mode or without a derivative, images of the line not finite.
 
     Examples
     --------
     >>> import torch, manifold_lib as ml
-    >>> sphere = lambda z: torch.stack([z[:, 0].sin() * z[:, 1].cos(), z[:, 0].sin() * z[:, 1].sin(), z[:, 0].cos()], 1)
-    >>> ml.geodesic(sphere, torch.tensor([[0.5, 0.0]]), torch.tensor([[0.7, 2.2]]), n_steps=32).length.round(decimals=3)
-    tensor([1.0590])
+    >>> found = ml.geodesic(lambda z: torch.cat([z, z**2], 1), -torch.ones(1, 1), torch.ones(1, 1), n_steps=32)
+    >>> found.length.round(decimals=2)
+    tensor([2.9600])
     """
     check_batch(start, "start")
     if start.dtype not in (torch.float32, torch.float64):
@@ -113,18 +105,16 @@ def geodesic(
     with torch.inference_mode(False):
         # copies, since tensors made in inference mode take part in no graph
         start, end = start.detach().clone(), end.detach().clone()
-        size = curves_at_once(_n_seen(n_steps) + 1, start, internal_batch_size)
-        decode = in_parts(decoder, internal_batch_size)
-        bar = progress_bar(range(0, len(start), size), show=progress, desc="geodesic")
-        found = [
-            _solve(decode, start[i : i + size], end[i : i + size], n_steps, max_iter, tolerance, n_knots) for i in bar
-        ]
+        size = curves.curves_at_once(_n_seen(n_steps) + 1, start, internal_batch_size)
+        decode = curves.in_parts(decoder, internal_batch_size)
+        found = []
+        for i in progress_bar(range(0, len(start), size), show=progress, desc="geodesic"):
+            line = line_between(start[i : i + size], end[i : i + size], n_steps)
+            found.append(_solve(decode, line, max_iter, tolerance, n_knots))
         points, iterations, converged = (torch.cat(part) for part in zip(*found, strict=True))
-        steps = decoded_steps(decode, points)
-    if not converged.all() and max_iter:
-        n_open = int((~converged).sum())
-        message = f"geodesic: {n_open} of {len(converged)} curves had not converged after {max_iter} iterations"
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        steps = curves.decoded_steps(decode, points)
+    if max_iter:
+        warn_of("geodesic", ~converged, f"curves had not converged after {max_iter} iterations")
     return Geodesic(points, steps.square().sum(1) * n_steps / 2, steps.sum(1), iterations, converged)
 
 
@@ -134,63 +124,50 @@ def _n_seen(n_steps: int) -> int:
 
 
 def _solve(
-    decoder: Decoder, start: Tensor, end: Tensor, n_steps: int, max_iter: int, tolerance: float, n_knots: int | None
+    decoder: Decoder, line: Tensor, max_iter: int, tolerance: float, n_knots: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Points, iterations and convergence of a few curves."""
-    line = line_between(start, end, n_steps)
+    """Points, iterations and convergence of a few curves, from their straight lines."""
     bad = ~torch.isfinite(curve_energy(decoder, line))
     if bad.any():
         rows = bad.nonzero().flatten().tolist()[:8]
         raise ValueError(f"decoder: got NaN or infinity on the straight line of curves {rows}, wants finite images")
-    iterations = torch.zeros(len(start), dtype=torch.int64, device=start.device)
+    iterations = torch.zeros(len(line), dtype=torch.int64, device=line.device)
     if not max_iter:
         return line, iterations, torch.zeros_like(iterations, dtype=torch.bool)
-    metric, knots = mean_stretch(decoder, line), knot_basis(n_steps, n_knots, line)
+    metric, knots = mean_stretch(decoder, line), knot_basis(line.shape[1] - 1, n_knots, line)
     if max_iter < 2 * COARSEST:  # too few passes for levels and Jacobians
-        # without Jacobians the full first step raised the energy of every pair of latents that we tried, a tenth of it
-        # that of few
+        # without Jacobians the full first step raised the energy of every pair of latents that we tried, a tenth of
+        # the step that of few
         return descend(decoder, line, knots, max_iter, tolerance, iterations, metric, 1 / 16)
     # one pass, with a strict tolerance, finds the curves that are geodesics from the start
     points, iterations, converged = descend(decoder, line, knots, 1, 1e-3 * tolerance, iterations, metric)
     rows = (~converged).nonzero().squeeze(1)
     if len(rows):
-        bent = _by_levels(decoder, start[rows], end[rows], n_steps, max_iter, tolerance, n_knots, iterations[rows])
+        bent = _by_levels(decoder, line[rows], max_iter, tolerance, n_knots, iterations[rows])
         points[rows], iterations[rows], converged[rows] = bent
     return points, iterations, converged
 
 
 def _by_levels(
-    decoder: Decoder,
-    start: Tensor,
-    end: Tensor,
-    n_steps: int,
-    max_iter: int,
-    tolerance: float,
-    n_knots: int | None,
-    iterations: Tensor,
+    decoder: Decoder, line: Tensor, max_iter: int, tolerance: float, n_knots: int | None, iterations: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points, iterations and convergence, coarse to fine."""
-    line = points = line_between(start, end, n_steps)
+    n_steps, points = line.shape[1] - 1, line
     levels = [n_steps]
     while levels[0] >= 2 * COARSEST and 3 * len(levels) < max_iter:
         levels.insert(0, levels[0] // 2)
-    metric, converged = None, None
     for index, level in enumerate(levels):
-        straight = line_between(start, end, _n_seen(level))
-        if index:
-            points = of_less_energy(decoder, resample_once(decoder, points, _n_seen(level)), straight)
-        else:
-            points = straight
+        n_seen, last = _n_seen(level), level == n_steps
+        straight = line_between(line[:, 0], line[:, -1], n_seen)
+        points = of_less_energy(decoder, curves.even_points(decoder, points, n_seen), straight) if index else straight
         if index <= 1:
             # the metric along a coarse solution is nearer to that of the geodesic than along the straight line
             metric = mean_metric(decoder, points, n_steps, stretch_only=index == 0 and len(levels) > 1)
-        last = level == n_steps
         # coarse curves, whose passes are cheap, get most of them: level l of L ends at the share √(l / L)
         budget = max_iter if last else int(max_iter * ((index + 1) / len(levels)) ** 0.5)
-        knots = knot_basis(_n_seen(level), level - 1 if n_knots is None else n_knots, points)
+        knots = knot_basis(n_seen, level - 1 if n_knots is None else n_knots, points)
         goal = tolerance if last else 10 * tolerance
         points, iterations, converged = descend(decoder, points, knots, budget, goal, iterations, metric)
-    assert converged is not None
-    every = (points.shape[1] - 1) // n_steps
-    points = of_less_energy(decoder, resample(decoder, points, n_steps), points[:, ::every])
+    coarse = points[:, :: _n_seen(n_steps) // n_steps]
+    points = of_less_energy(decoder, curves.resample(decoder, points, n_steps), coarse)
     return of_less_energy(decoder, points, line), iterations, converged

@@ -12,8 +12,8 @@ from .tangent import Decoder, decoder_jacobian
 def pullback_metric(decoder: Decoder, latents: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
     """G = JᵀJ at each latent: (B, *latent) -> (B, K, K), in squared output units per squared latent unit.
 
-    Arguments and exceptions are those of :func:`decoder_jacobian`. For a basis of the tangent space use
-    :func:`tangent_basis`, which does not square the condition number of J.
+    Arguments and exceptions are those of :func:`decoder_jacobian`. The product squares the condition number of J: for
+    a basis of the tangent space use :func:`tangent_basis`.
 
     Examples
     --------
@@ -36,10 +36,10 @@ def magnification_factor(decoder: Decoder, latents: Tensor, *, internal_batch_si
     >>> ml.magnification_factor(lambda z: z * torch.tensor([2.0, 3.0]), torch.ones(1, 2))
     tensor([6.])
     """
-    # from the triangular factor of J, so that small factors keep their digits
     jacobian = decoder_jacobian(decoder, latents, internal_batch_size=internal_batch_size)
     if jacobian.shape[1] < jacobian.shape[2]:
         return jacobian.new_zeros(len(jacobian))
+    # from the triangular factor of J, so that small factors keep their digits
     return torch.linalg.qr(jacobian, mode="r").R.diagonal(dim1=1, dim2=2).abs().log().sum(1).exp()
 
 
@@ -51,10 +51,8 @@ def exp_map(decoder: Decoder, latents: Tensor, velocities: Tensor, *, n_steps: i
 
     Parameters
     ----------
-    decoder : callable
-        (B, *latent) -> (B, *shape).
-    latents : Tensor
-        (B, *latent), where the geodesics start.
+    decoder, latents
+        As for :func:`decoder_jacobian`. The geodesics start at the latents.
     velocities : Tensor or float
         (B, *latent), latent units per unit of time.
     n_steps : int
@@ -76,18 +74,16 @@ def exp_map(decoder: Decoder, latents: Tensor, velocities: Tensor, *, n_steps: i
     check_count(n_steps, "n_steps")
     check_mode(decoder)
     h = 1 / n_steps
-    z, v = latents.detach(), velocities.detach()
     # with grad mode off torch takes other formulas, and some of them have no forward mode
     with torch.inference_mode(False), torch.enable_grad():
-        z, v = z.clone(), v.clone()
+        z, v = latents.detach().clone(), velocities.detach().clone()
         for step in range(n_steps):
             a1 = acceleration(decoder, z, v)
             a2 = acceleration(decoder, z + h / 2 * v, v + h / 2 * a1)
             a3 = acceleration(decoder, z + h / 2 * (v + h / 2 * a1), v + h / 2 * a2)
             a4 = acceleration(decoder, z + h * (v + h / 2 * a2), v + h * a3)
-            z = z + h * (v + h / 6 * (a1 + a2 + a3))
-            v = v + h / 6 * (a1 + 2 * a2 + 2 * a3 + a4)
-            z, v = z.detach(), v.detach()
+            z = (z + h * (v + h / 6 * (a1 + a2 + a3))).detach()
+            v = (v + h / 6 * (a1 + 2 * a2 + 2 * a3 + a4)).detach()
             bad = ~(torch.isfinite(z) & torch.isfinite(v)).flatten(1).all(1)
             if bad.any():
                 rows = bad.nonzero().flatten().tolist()[:8]
@@ -110,27 +106,22 @@ def log_map(decoder: Decoder, start: Tensor, end: Tensor, *, n_steps: int = 32, 
     """
     z = geodesic(decoder, start, end, n_steps=n_steps, max_iter=max_iter, tolerance=1e-8).points
     # one-sided differences, of fourth order where there are points enough
-    weights = {1: (-1, 1), 2: (-1.5, 2, -0.5), 3: (-11 / 6, 3, -1.5, 1 / 3)}.get(
-        n_steps, (-25 / 12, 4, -3, 4 / 3, -0.25)
-    )
+    of_few = {1: (-1, 1), 2: (-1.5, 2, -0.5), 3: (-11 / 6, 3, -1.5, 1 / 3)}
+    weights = of_few.get(n_steps, (-25 / 12, 4, -3, 4 / 3, -0.25))
     return n_steps * torch.einsum("i,bi...->b...", z.new_tensor(weights), z[:, : len(weights)])
 
 
 def acceleration(decoder: Decoder, latents: Tensor, velocities: Tensor) -> Tensor:
     """γ'' of the geodesic with γ = latents and γ' = velocities, −(JᵀJ)⁻¹ Jᵀ D²g[γ', γ']: (B, *latent).
 
-    The image of a geodesic accelerates at right angles to the manifold only: Jᵀ (J γ'' + D²g[γ', γ']) = 0. The second
-    derivative along the velocity is two forward passes, one within the other; no Christoffel symbol is formed.
+    From Jᵀ (J γ'' + D²g[γ', γ']) = 0: the image of a geodesic accelerates at right angles to the manifold only. The
+    second derivative along the velocity takes two nested forward passes and no Christoffel symbols.
     """
-
-    def speed(z: Tensor) -> Tensor:
-        return jvp(decoder, z, velocities)[1]
-
     # neither LAPACK nor the Jacobian takes NaN: rows that are not finite get NaN without them
     kept = torch.isfinite(latents + velocities).flatten(1).all(1)
     mask = kept.view(-1, *(1,) * (latents.ndim - 1))
     latents, velocities = latents.where(mask, 0), velocities.where(mask, 0)
-    bend = jvp(speed, latents, velocities)[1].flatten(1)
+    bend = jvp(lambda z: jvp(decoder, z, velocities)[1], latents, velocities)[1].flatten(1)
     jacobian = decoder_jacobian(decoder, latents)
     kept = kept & torch.isfinite(jacobian).flatten(1).all(1) & torch.isfinite(bend).all(1)
     pulled = torch.linalg.lstsq(jacobian.where(kept[:, None, None], 0), bend.where(kept[:, None], 0)[:, :, None])

@@ -16,6 +16,12 @@ class Nearest(NamedTuple):
     latents : (B, *latent), those of the nearest decoded image found.
     distance : (B,), ‖g(z) − x‖₂ in units of the points.
     converged : (B,) bool, whether the last step shortened the distance by less than the tolerance, or could not.
+
+    Examples
+    --------
+    >>> found = nearest_on_manifold(lambda z: z[:, [0, 0]], torch.tensor([[1.0, 3.0]]), torch.zeros(1, 1, 1))
+    >>> found.latents.round(decimals=2), found.converged
+    (tensor([[2.]]), tensor([True]))
     """
 
     latents: Tensor
@@ -41,10 +47,8 @@ def nearest_on_manifold(
     ----------
     decoder : callable
         (B, *latent) -> (B, *shape).
-    points : Tensor
-        (B, *shape).
-    starts : Tensor
-        (B, S, *latent).
+    points, starts : Tensor
+        (B, *shape) and (B, S, *latent).
     max_iter : int
         Steps of each search.
     tolerance : float
@@ -61,8 +65,7 @@ def nearest_on_manifold(
     --------
     >>> import torch, manifold_lib as ml
     >>> decoder = lambda z: torch.cat([z, 0 * z], 1)
-    >>> found = ml.nearest_on_manifold(decoder, torch.tensor([[3.0, 4.0]]), torch.zeros(1, 1, 1))
-    >>> found.distance
+    >>> ml.nearest_on_manifold(decoder, torch.tensor([[3.0, 4.0]]), torch.zeros(1, 1, 1)).distance
     tensor([4.])
     """
     check_mode(decoder)
@@ -83,9 +86,8 @@ def nearest_on_manifold(
     with torch.no_grad():
         for rows in torch.arange(len(latents), device=points.device).split(size):
             goals = points[rows // n_starts].flatten(1)
-            latents[rows], distance[rows], converged[rows] = _descend(
-                decoder, goals, latents[rows], max_iter, tolerance
-            )
+            found = _descend(decoder, goals, latents[rows], max_iter, tolerance)
+            latents[rows], distance[rows], converged[rows] = found
     best = distance.nan_to_num(nan=torch.inf).view(-1, n_starts).argmin(1)
     chosen = torch.arange(len(points), device=points.device) * n_starts + best
     return Nearest(latents[chosen], distance[chosen], converged[chosen])

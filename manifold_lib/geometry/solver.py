@@ -1,7 +1,4 @@
-"""The solver of geodesics: descent of the energy of many latent curves at once, preconditioned by its Hessian.
-
-The Hessian is approximate: that of a decoder which is linear between two points of a curve.
-"""
+"""The solver of geodesics: descent of the energy of many latent curves, preconditioned by an approximate Hessian."""
 
 import torch
 from torch import Tensor
@@ -23,18 +20,15 @@ def descend(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Preconditioned conjugate gradients on the energy; a rejected curve retries a smaller step in the next pass.
 
-    ``max_iter`` bounds the total that ``iterations`` begins with.
+    ``iterations`` (b,) counts the passes so far; they go on to ``max_iter`` in total.
     """
-    n_curves, m = len(base), knots.shape[1]
-    iterations = iterations.clone()
-    offset = base.new_zeros(n_curves, m, base[0, 0].numel())
-    if not m or not max_iter:
-        return base, iterations, torch.full((n_curves,), not m, device=base.device)
+    if not knots.shape[1]:
+        return base, iterations, torch.ones_like(iterations, dtype=torch.bool)
+    offset = base.new_zeros(len(base), knots.shape[1], base[0, 0].numel())
     precondition = Preconditioner(decoder, base, knots, metric)
-    everything = torch.arange(n_curves, device=base.device)
     energy, gradient = energy_and_gradient(decoder, base, knots, offset)
-    iterations += 1
-    direction = -precondition(gradient, everything)
+    iterations = iterations + 1
+    direction = -precondition(gradient, slice(None))
     decrement = -_dot(gradient, direction)
     slope, step = -decrement, torch.full_like(energy, first_step)
     renewed, quiet = iterations.clone(), torch.zeros_like(iterations)
@@ -63,12 +57,13 @@ def descend(
             continue
         new_energy, new_gradient, a = new_energy[accepted], new_gradient[accepted], a[accepted]
         along = _dot(new_gradient, direction[taken])
-        ahead = slope[taken] / (slope[taken] - along)  # where the slope vanishes, in steps
+        ahead = slope[taken] / (slope[taken] - along)  # where the slope is zero, in steps
         step[taken] = a * torch.where(along > slope[taken], ahead, 2.0).clamp(0.5, 2.0)
-        due = (iterations[taken] - renewed[taken] >= 12).nonzero().squeeze(1)
-        if precondition.worth_renewing and len(due):
-            precondition.renew(taken[due], _curve(base[taken[due]], knots, trial[accepted][due]))
-            renewed[taken[due]] = iterations[taken[due]]
+        due = iterations[taken] - renewed[taken] >= 12
+        if precondition.worth_renewing and due.any():
+            moved = taken[due]
+            precondition.factor[moved] = precondition.hessian(_curve(base[moved], knots, trial[accepted][due]))
+            renewed[moved] = iterations[moved]
         pulled = precondition(new_gradient, taken)
         conjugate = (_dot(new_gradient, pulled) - _dot(gradient[taken], pulled)) / decrement[taken]
         towards = -pulled + conjugate.clamp_min(0)[:, None, None] * direction[taken]
@@ -83,10 +78,7 @@ def descend(
 
 
 def energy_and_gradient(decoder: Decoder, base: Tensor, knots: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Energies (b,) and their gradients in the knots (b, m, K): one decode of all points and one backward pass.
-
-    The gradient at a point is −n J(z_i)ᵀ (g(z_{i+1}) − 2 g(z_i) + g(z_{i−1})) (paper 3, eq. 3).
-    """
+    """Energies (b,) and their gradients in the knots (b, m, K): one decode of all points and one backward pass."""
     n_steps = base.shape[1] - 1
     with torch.enable_grad():
         curve = _curve(base, knots, offset).requires_grad_()
@@ -94,7 +86,8 @@ def energy_and_gradient(decoder: Decoder, base: Tensor, knots: Tensor, offset: T
         if not images.requires_grad:
             raise ValueError("decoder: its output does not depend on the latents differentiably")
         steps = images.detach().diff(dim=1)
-        # ends do not move: what reaches them is multiplied by the zero rows of the knots
+        # the gradient is −n J(z_i)ᵀ (g(z_{i+1}) − 2 g(z_i) + g(z_{i−1})) (paper 3, eq. 3); zero rows of the knots
+        # multiply that of the ends, which do not move
         pull = n_steps * torch.cat([-steps[:, :1], -steps.diff(dim=1), steps[:, -1:]], 1)
         (slopes,) = torch.autograd.grad(images, curve, pull)
     return steps.square().sum((1, 2)) * n_steps / 2, knots.T @ slopes.flatten(2)
@@ -112,37 +105,26 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 class Preconditioner:
     """An approximate inverse Hessian of ½ n Σ ‖g(z_{i+1}) − g(z_i)‖² in the knots of some curves.
 
-    With few latents it is the Gauss–Newton Hessian, from the Jacobian at each point, which is renewed as the curve
-    moves. With more it is K ⊗ M: K is the second difference in time, which makes the number of iterations independent
-    of the number of points, and M the mean JᵀJ of a few points, or with many latents its mean stretch, one number.
-
-    Parameters
-    ----------
-    curves : Tensor
-        (b, n + 1, *latent).
-    knots : Tensor
-        (n + 1, m), how the points follow the knots.
-    metric : Tensor, optional
-        M as :func:`mean_metric` or :func:`mean_stretch` gives it, where the latents are too many for Gauss–Newton.
+    Without a ``metric`` it is the Gauss–Newton Hessian, from the Jacobian at each point, renewed as the curve moves.
+    With one, M, it is K ⊗ M: the second difference in time, K, makes the number of iterations independent of n.
+    ``curves`` are (b, n + 1, *latent), ``knots`` (n + 1, m).
     """
 
-    def __init__(self, decoder: Decoder, curves: Tensor, knots: Tensor, metric: Tensor | None = None) -> None:
+    def __init__(self, decoder: Decoder, curves: Tensor, knots: Tensor, metric: Tensor | None) -> None:
         # with two segments of the curve between knots, every second point is enough
         self.decoder, self.every = decoder, slice(None, None, 2 if len(knots) == 2 * knots.shape[1] + 3 else 1)
         self.knots = knots[self.every]
         self.worth_renewing = metric is None
-        if metric is None:
-            self.factor = gauss_newton(decoder, curves[:, self.every], self.knots)
-            return
-        difference = self.knots.diff(dim=0)
-        self.smoothing = torch.linalg.inv(len(difference) * difference.T @ difference)
-        self.factor = metric
+        self.factor = self.hessian(curves) if metric is None else metric
+        if metric is not None:
+            difference = self.knots.diff(dim=0)
+            self.smoothing = torch.linalg.inv(len(difference) * difference.T @ difference)
 
-    def renew(self, rows: Tensor, curves: Tensor) -> None:
-        """Take the Hessian of these rows at where they are now."""
-        self.factor[rows] = gauss_newton(self.decoder, curves[:, self.every], self.knots)
+    def hessian(self, curves: Tensor) -> Tensor:
+        """The factor of the Gauss–Newton Hessian where these curves are."""
+        return gauss_newton(self.decoder, curves[:, self.every], self.knots)
 
-    def __call__(self, gradient: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, gradient: Tensor, rows: Tensor | slice) -> Tensor:
         """The preconditioned gradient of these rows: (b, m, K)."""
         if self.worth_renewing:
             return torch.cholesky_solve(gradient.flatten(1)[:, :, None], self.factor[rows]).view_as(gradient)
@@ -166,12 +148,12 @@ def gauss_newton(decoder: Decoder, curves: Tensor, knots: Tensor) -> Tensor:
 
 
 def mean_metric(decoder: Decoder, curves: Tensor, n_steps: int, *, stretch_only: bool = False) -> Tensor | None:
-    """Cholesky factor of the mean JᵀJ at a few points of each curve (b, K, K), or its mean stretch (b,).
+    """Cholesky factor of the mean JᵀJ at a few points of each curve (b, K, K), its mean stretch (b,), or None.
 
-    None for so few latents, and segments of the finest curve, that the Jacobians of all points are worth their cost.
+    None stands for the Jacobians of all points. With more latents than 16 they cost more than the passes they save;
+    with more than 128 those at a few points do. ``n_steps`` are the segments of the finest curve.
     """
     n_latents = curves[0, 0].numel()
-    # with more latents than 16, or 128, Jacobians at each point, or at a few, cost more than the passes they save
     if n_latents <= 16 and n_latents * n_steps <= 2048:
         return None
     if stretch_only or n_latents > 128:
@@ -185,11 +167,9 @@ def mean_metric(decoder: Decoder, curves: Tensor, n_steps: int, *, stretch_only:
 
 
 def mean_stretch(decoder: Decoder, curves: Tensor) -> Tensor:
-    """The mean of tr JᵀJ / K at a few points of each curve: (b,).
-
-    From one random direction, the same for all curves and points: a curve and its reverse are alike.
-    """
+    """The mean of tr JᵀJ / K at a few points of each curve, (b,), estimated along one random direction."""
     stretch, points = curves.new_zeros(len(curves)), _some_points(curves)
+    # the same direction for all curves and points: a curve and its reverse are alike
     probe = torch.randn(curves[:1, 0].shape, generator=torch.Generator().manual_seed(0))
     probe = probe.to(curves).expand_as(curves[:, 0])
     for point in points:
@@ -212,8 +192,8 @@ def _least(values: Tensor) -> float:
 def _factor(matrices: Tensor, ridge: float) -> Tensor:
     """Cholesky factor with a ridge, a share of the mean diagonal; what is not finite counts as zero.
 
-    A latent in small units must not be frozen, so the ridge is at most 0.3 of its own diagonal entry. A latent of less
-    than 1e-11 of the mean diagonal changes nothing.
+    A latent in small units must still move, so the ridge is at most 0.3 of its diagonal entry; a latent of less than
+    1e-11 of the mean diagonal changes nothing.
     """
     matrices = torch.nan_to_num(matrices, posinf=0.0, neginf=0.0)
     diagonal = matrices.diagonal(dim1=1, dim2=2)

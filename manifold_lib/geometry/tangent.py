@@ -34,9 +34,8 @@ def decoder_jacobian(decoder: Decoder, latents: Tensor, *, internal_batch_size: 
     Examples
     --------
     >>> import torch, manifold_lib as ml
-    >>> ml.decoder_jacobian(lambda z: torch.cat([z, z**2], 1), torch.tensor([[3.0]]))
-    tensor([[[1.],
-             [6.]]])
+    >>> ml.decoder_jacobian(lambda z: torch.cat([z, z**2], 1), torch.tensor([[3.0]])).flatten()
+    tensor([1., 6.])
     """
     return torch.cat(list(_jacobian_blocks(decoder, latents, internal_batch_size)))
 
@@ -72,9 +71,9 @@ def tangent_basis(
 ) -> Tensor:
     """Orthonormal basis of the tangent space at each decoded latent (paper 1, section 3.1): (B, D, K).
 
-    The column space of the Jacobian, by QR and the SVD of the small factor, never from JᵀJ, which would square the
-    condition number. Columns are in the order of falling singular value, unused ones zero. A latent whose Jacobian is
-    not finite gets NaN, with one warning. Other arguments and exceptions are those of :func:`decoder_jacobian`.
+    By QR of the Jacobian and the SVD of the small factor, never from JᵀJ, which would square the condition number.
+    Columns are in the order of falling singular value, unused ones zero. A latent whose Jacobian is not finite gets
+    NaN, with one warning. Other arguments and exceptions are those of :func:`decoder_jacobian`.
 
     Parameters
     ----------
@@ -85,19 +84,21 @@ def tangent_basis(
     Examples
     --------
     >>> import torch, manifold_lib as ml
-    >>> ml.tangent_basis(lambda z: torch.cat([3 * z, 4 * z], 1), torch.tensor([[1.0]])).abs()
-    tensor([[[0.6000],
-             [0.8000]]])
+    >>> ml.tangent_basis(lambda z: torch.cat([3 * z, 4 * z], 1), torch.tensor([[1.0]])).abs().flatten()
+    tensor([0.6000, 0.8000])
     """
     if rtol is not None:
         check_positive(rtol, "rtol", zero=True)
     blocks = _jacobian_blocks(decoder, latents, internal_batch_size)
     basis = torch.cat([orthonormal_columns(block, rtol) for block in blocks])
-    bad = int(torch.isnan(basis[:, 0, 0]).sum())
-    if bad:
-        message = f"tangent_basis: {bad} of {len(basis)} Jacobians hold NaN or infinity"
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    warn_of("tangent_basis", torch.isnan(basis[:, 0, 0]), "Jacobians hold NaN or infinity")
     return basis
+
+
+def warn_of(function: str, rows: Tensor, what: str) -> None:
+    """One warning to the user of a public function, which counts the rows that are true."""
+    if n_rows := int(rows.sum()):
+        warnings.warn(f"{function}: {n_rows} of {len(rows)} {what}", RuntimeWarning, stacklevel=3)
 
 
 def orthonormal_columns(matrices: Tensor, rtol: float | None = None) -> Tensor:
@@ -108,9 +109,8 @@ def orthonormal_columns(matrices: Tensor, rtol: float | None = None) -> Tensor:
     Examples
     --------
     >>> import torch, manifold_lib as ml
-    >>> ml.orthonormal_columns(torch.tensor([[[2.0, 4.0], [0.0, 0.0]]])).abs()
-    tensor([[[1., 0.],
-             [0., 0.]]])
+    >>> ml.orthonormal_columns(torch.tensor([[[2.0], [0.0]]])).abs().flatten()
+    tensor([1., 0.])
     """
     dtype = matrices.dtype
     matrices = matrices.to(torch.promote_types(dtype, torch.float32))
@@ -167,7 +167,13 @@ def principal_angles(basis: Tensor, other: Tensor) -> Tensor:
 
 def check_basis(basis: Tensor, name: str = "basis") -> Tensor:
     """A floating-point (B, D, K); a row of NaN, from a decoder that failed for one latent, may pass."""
-    if not isinstance(basis, Tensor) or basis.ndim != 3 or basis.numel() == 0 or not basis.is_floating_point():
-        got = f"{basis.dtype} {tuple(basis.shape)}" if isinstance(basis, Tensor) else type(basis).__name__
-        raise ValueError(f"{name}: got {got}, wants floating point (B, D, K), not empty")
-    return basis
+    return check_floats(basis, name, "(B, D, K), not empty", ndim=3)
+
+
+def check_floats(value: Tensor, name: str, wants: str, *, ndim: int | None = None) -> Tensor:
+    """Floating point with at least one entry and ``ndim`` dimensions, by default two or more; NaN may pass."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: got {type(value).__name__}, wants floating point {wants}")
+    if value.ndim < 2 or ndim not in (None, value.ndim) or value.numel() == 0 or not value.is_floating_point():
+        raise ValueError(f"{name}: got {value.dtype} {tuple(value.shape)}, wants floating point {wants}")
+    return value
