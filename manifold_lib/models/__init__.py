@@ -5,19 +5,6 @@ from .classifiers import PatchNet, labeller, lenet, small_inception, small_resne
 from .vae import VAE, Autoencoder, ConvVAE, beta_tcvae_loss, elbo_loss
 
 __all__ = [
-    "VAE",
-    "Autoencoder",
-    "ConvVAE",
-    "KLAutoencoder",
-    "PatchNet",
-    "beta_tcvae_loss",
-    "elbo_loss",
-    "labeller",
-    "lenet",
-    "load_kl_autoencoder",
-    "small_inception",
-    "small_resnet",
-    "small_vgg",
-    "soft_cnn",
-    "tiny_cnn",
-]
+    "VAE", "Autoencoder", "ConvVAE", "KLAutoencoder", "PatchNet", "beta_tcvae_loss", "elbo_loss", "labeller", "lenet",
+    "load_kl_autoencoder", "small_inception", "small_resnet", "small_vgg", "soft_cnn", "tiny_cnn",
+]  # fmt: skip

@@ -11,9 +11,9 @@ from ..core.files import DataNotFound
 class KLAutoencoder(nn.Module):
     """A diffusers ``AutoencoderKL`` as a ``vae`` for images (B, 3, H, W) in [0, 1].
 
-    ``encode`` gives the posterior mean without the latent scaling factor, never a sample; ``decode`` is not clamped.
-    Both are as in the released code, which maps [0, 1] to the autoencoder's [−1, 1]. ``autoencoder`` may be anything
-    in eval mode whose ``encode(x).latent_dist.mean`` and ``decode(z).sample`` are tensors.
+    As in the released code, which maps [0, 1] to the autoencoder's [−1, 1] and takes the posterior mean without the
+    latent scaling factor. ``autoencoder`` may be anything in eval mode whose ``encode(x).latent_dist.mean`` and
+    ``decode(z).sample`` are tensors.
 
     >>> vae = KLAutoencoder(AutoencoderKL.from_pretrained(folder).eval())  # doctest: +SKIP
     """
@@ -26,11 +26,11 @@ class KLAutoencoder(nn.Module):
         self.training = autoencoder.training
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """Posterior mean, (B, 3, H, W) -> (B, 4, H/8, W/8)."""
+        """Posterior mean, never a sample, (B, 3, H, W) -> (B, 4, H/8, W/8)."""
         return self.autoencoder.encode(2 * inputs - 1).latent_dist.mean
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images, nearly in [0, 1], (B, 4, h, w) -> (B, 3, 8 h, 8 w)."""
+        """Images, nearly in [0, 1] since not clamped, (B, 4, h, w) -> (B, 3, 8 h, 8 w)."""
         # fused attention kernels have no forward-mode derivative, and geodesics need one
         with sdpa_kernel(SDPBackend.MATH):
             return self.autoencoder.decode(latents).sample / 2 + 0.5
@@ -40,8 +40,8 @@ def load_kl_autoencoder(name: str = "stabilityai/sd-vae-ft-mse", **options: Any)
     """A pretrained ``AutoencoderKL`` by its name or folder, in eval mode, its parameters frozen.
 
     The default has the weights of the VAE of Stable Diffusion 2.1, the paper's; ``options`` are those of
-    ``AutoencoderKL.from_pretrained``, such as ``torch_dtype``. Raises ``ImportError`` without diffusers, and
-    ``DataNotFound`` when the weights are neither there nor to be downloaded.
+    ``AutoencoderKL.from_pretrained``. Raises ``ImportError`` without diffusers, and ``DataNotFound`` when the weights
+    are neither there nor to be downloaded.
 
     >>> vae = load_kl_autoencoder(torch_dtype=torch.float16)  # doctest: +SKIP
     """

@@ -119,7 +119,7 @@ def _strided(widths: tuple[int, ...], activation: Callable[[], nn.Module], n_cla
 def tiny_cnn(n_classes: int = 10, channels: int = 1, size: int = 32) -> nn.Sequential:
     """Three strided convolutions and a linear head, 19 k parameters at 32×32: trains in seconds.
 
-    Its last convolution is ``[4]``, with a map of size / 8, for Grad-CAM.
+    The layer for Grad-CAM, its last convolution, is ``[4]``, with a map of size / 8.
 
     >>> tiny_cnn()(torch.rand(2, 1, 32, 32)).shape
     torch.Size([2, 10])
@@ -141,8 +141,8 @@ def soft_cnn(n_classes: int = 10, channels: int = 1, width: int = 16, size: int 
 class PatchNet(nn.Module):
     """Two non-overlapping convolutions (4×4, then 2×2) and a linear head, 8 k parameters at 32×32.
 
-    The convolutions are dense layers on patches: many such networks under ``vmap`` are then one batched matrix
-    product, and :func:`manifold_lib.retrain` trains them together.
+    The convolutions are dense layers on patches: many such networks under ``vmap`` are then one batched matrix product,
+    and :func:`manifold_lib.retrain` trains them together.
 
     >>> PatchNet()(torch.rand(2, 1, 32, 32)).shape
     torch.Size([2, 10])

@@ -8,26 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class _Coder(nn.Module):
-    """An encoder and a decoder."""
+class _Variational(nn.Module):
+    """A normal posterior, and images of Bernoulli pixels."""
 
     encoder: nn.Module
     decoder: nn.Module
-
-    def encode(self, inputs: Tensor) -> Tensor:
-        """Latents, (B, *shape) -> (B, *latent)."""
-        return self.encoder(inputs)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images, (B, *latent) -> (B, *shape), not clamped."""
-        return self.decoder(latents)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.decode(self.encode(inputs))
-
-
-class _Variational(_Coder):
-    """A normal posterior, and images of Bernoulli pixels."""
 
     def posterior(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | x), each (B, *latent)."""
@@ -41,6 +26,9 @@ class _Variational(_Coder):
     def decode(self, latents: Tensor) -> Tensor:
         """Images in [0, 1], (B, *latent) -> (B, *shape)."""
         return torch.sigmoid(self.decoder(latents))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.decode(self.encode(inputs))
 
     def sample(self, inputs: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Latents drawn from the posterior, with its mean and log-variance, each (B, *latent)."""
@@ -70,8 +58,7 @@ def _up(*widths: int) -> list[nn.Module]:
 class VAE(_Variational):
     """Variational autoencoder for images (B, channels, 32, 32) in [0, 1], architecture of Burgess et al. (2018).
 
-    ``latent_dim`` is the size k of the latent space, whose prior is N(0, I); ``width`` the number of channels of the
-    convolutions, ``hidden`` that of the dense layers' units.
+    The prior is N(0, I); ``width`` counts the channels of the convolutions, ``hidden`` the units of the dense layers.
 
     >>> VAE(latent_dim=10).encode(torch.rand(2, 1, 32, 32)).shape
     torch.Size([2, 10])
@@ -95,8 +82,8 @@ class ConvVAE(_Variational):
     """Variational autoencoder whose latent is a small map, for images (B, channels, s, s) in [0, 1].
 
     After the VAE of paper 3 (residual, convolutional, latent 64×12×12 there), a hundredth of its size. SiLU makes the
-    decoder smooth, and so its geodesics. ``widths`` are the channels after each halving of the image; for n of them
-    the latent is (latent_channels, s / 2ⁿ, s / 2ⁿ).
+    decoder smooth, and so its geodesics. ``widths`` are the channels after each halving of the image; n of them give
+    latents (latent_channels, s / 2ⁿ, s / 2ⁿ).
 
     >>> ConvVAE(1, (8, 16, 16), latent_channels=2).encode(torch.rand(3, 1, 32, 32)).shape
     torch.Size([3, 2, 4, 4])
@@ -113,11 +100,10 @@ class ConvVAE(_Variational):
         self.apply(_he)
 
 
-class Autoencoder(_Coder):
+class Autoencoder(nn.Module):
     """Convolutional autoencoder of stride 8 without a quantiser (van den Oord-style blocks), linear output.
 
-    The reconstructive route of paper 1: no KL, no sampling, trained with an L1 loss. The latent of
-    an image (B, channels, s, s) has shape (B, latent_channels, s/8, s/8).
+    The reconstructive route of paper 1: no KL, no sampling, trained with an L1 loss.
 
     >>> Autoencoder(3, width=8, latent_channels=9).encode(torch.rand(2, 3, 32, 32)).shape
     torch.Size([2, 9, 4, 4])
@@ -133,6 +119,17 @@ class Autoencoder(_Coder):
             *(nn.Conv2d(latent_channels, width, 3, padding=1), *(_Residual(width) for _ in range(n_blocks))),
             *_up(width, width, width, channels),
         )
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Latents, (B, channels, s, s) -> (B, latent_channels, s/8, s/8)."""
+        return self.encoder(inputs)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images, not clamped, (B, latent_channels, s/8, s/8) -> (B, channels, s, s)."""
+        return self.decoder(latents)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.decode(self.encode(inputs))
 
 
 class _Residual(nn.Module):
