@@ -6,15 +6,6 @@ from .generated import Samples, sample_generated
 from .shapes import ShapeSamples, render_shapes, sample_shapes, shape_decoder
 
 __all__ = [
-    "DataNotFound",
-    "Dataset",
-    "Samples",
-    "ShapeSamples",
-    "load",
-    "render_shapes",
-    "sample_generated",
-    "sample_shapes",
-    "shape_decoder",
-    "split",
-    "tensor_hash",
-]
+    "DataNotFound", "Dataset", "Samples", "ShapeSamples", "load", "render_shapes", "sample_generated", "sample_shapes",
+    "shape_decoder", "split", "tensor_hash",
+]  # fmt: skip

@@ -27,9 +27,8 @@ def _verified(path: Path, md5: str) -> bytes:
     """The content of a file, which matches its published checksum."""
     content = path.read_bytes()
     if hashlib.md5(content).hexdigest() != md5:
-        raise files.CorruptFile(
-            f"{path}: does not match its published MD5 {md5}. It is incomplete or was changed; replace it."
-        )
+        cause = "It is incomplete or was changed; replace it."
+        raise files.CorruptFile(f"{path}: does not match its published MD5 {md5}. {cause}")
     return content
 
 

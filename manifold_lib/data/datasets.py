@@ -28,12 +28,11 @@ class Dataset(NamedTuple):
 
 
 def load(name: str, *, train: bool = True) -> Dataset:
-    """One split of a data set.
+    """The training or the test split of a data set.
 
-    ``name`` is ``mnist``, ``fashion``, ``emnist`` (letters), ``cifar10``, ``xray``, ``digits`` or ``moons``; a
-    trailing ``32`` (``mnist32``, ``fashion32``, ``emnist32``) resizes to 32×32. ``train`` chooses between the training
-    and the test split. Raises ``DataNotFound`` when the files are neither found nor can be downloaded, and
-    ``CorruptFile`` when one does not match its published checksum.
+    ``name`` is ``mnist``, ``fashion``, ``emnist`` (letters), ``cifar10``, ``xray``, ``digits`` or ``moons``, or
+    ``mnist32``, ``fashion32``, ``emnist32``, resized to 32×32. Raises ``DataNotFound`` when the files are neither found
+    nor can be downloaded, and ``CorruptFile`` when one does not match its published checksum.
 
     >>> load("digits", train=False).inputs.shape
     torch.Size([360, 1, 8, 8])
@@ -56,7 +55,7 @@ def tensor_hash(*tensors: Tensor) -> str:
     """
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -67,20 +66,17 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     [800, 200]
     """
     order = torch.randperm(len(dataset.labels), generator=torch.Generator().manual_seed(seed))
-    first, second = order.tensor_split([len(order) - round(fraction * len(order))])
-    return _rows(dataset, first), _rows(dataset, second)
-
-
-def _rows(dataset: Dataset, rows: Tensor) -> Dataset:
-    inputs, labels = dataset.inputs[rows], dataset.labels[rows]
-    return Dataset(inputs, labels, tensor_hash(inputs, labels), dataset.note)
+    parts = []
+    for rows in order.tensor_split([len(order) - round(fraction * len(order))]):
+        inputs, labels = dataset.inputs[rows], dataset.labels[rows]
+        parts.append(Dataset(inputs, labels, tensor_hash(inputs, labels), dataset.note))
+    return parts[0], parts[1]
 
 
 def _xray(train: bool) -> Split:
     """Chest X-rays (Kermany et al.) at 64 px: 0 normal, 1 pneumonia."""
     relative = "chest_xray_pneumonia/chest_xray_64.npz"
-    path = folders.find(relative, bare=True)
-    if path is None:
+    if (path := folders.find(relative, bare=True)) is None:
         other_way = "make the file as data/README.md describes and put it into data/cache"
         raise folders.missing("xray", [relative], other_way=other_way)
     part = "train" if train else "test"
@@ -91,9 +87,8 @@ def _xray(train: bool) -> Split:
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise files.CorruptFile(
-            f"{path}: not an archive with {part}_images (N, 64, 64) uint8 and {part}_labels (N, 1): {error}"
-        ) from error
+        wants = f"{part}_images (N, 64, 64) uint8 and {part}_labels (N, 1)"
+        raise files.CorruptFile(f"{path}: not an archive with {wants}: {error}") from error
     return torch.from_numpy(images)[:, None].float() / 255, torch.from_numpy(labels).flatten().long(), ""
 
 

@@ -32,10 +32,9 @@ def sample_generated(
     """Decode prior draws and keep each with probability p_max², which rejects ambiguous images.
 
     Paper 1's sampler: z ~ N(0, I), x = dec(z), p = softmax(labeller(x)), accept with (max_c p_c)², label argmax p.
-    Draws come from a CPU ``generator`` in blocks of fixed size: a seed gives the same data set on any device.
-
     ``decoder`` takes (B, latent_dim) to images (B, *shape), ``labeller`` images to logits (B, C). The result is on the
-    CPU: inputs (n_samples, *shape), labels (n_samples,), latents (n_samples, latent_dim). Raises ``RuntimeError`` when
+    CPU: inputs (n_samples, *shape), labels (n_samples,), latents (n_samples, latent_dim). Draws come from a CPU
+    ``generator`` in blocks of fixed size: a seed gives the same data set on any device. Raises ``RuntimeError`` where
     the labeller accepts fewer than one draw in a hundred.
 
     >>> generator = torch.Generator().manual_seed(0)

@@ -1,5 +1,6 @@
 """Half-moons and the networks of paper 4 (section 4.1), a whole grid of noise levels and seeds trained at once."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,9 +17,8 @@ SEEDS = (12, 24, 36, 48, 60)
 class Moons(NamedTuple):
     """Half-moons of one noise level and seed, split as published (7,500 and 2,500 of 10,000 points), and their network.
 
-    train_inputs : (N, 2).   train_labels : (N,) int64, 0 for the upper moon.
-    inputs, labels : the test set.
-    model : log-probabilities (B, 2).
+    Inputs (N, 2) and labels (N,) int64, 0 for the upper moon, to train with, then to test; the model gives
+    log-probabilities (B, 2).
     """
 
     noise: float
@@ -43,12 +43,12 @@ def half_moons(noise: float, seed: int, n_points: int = 10_000) -> tuple[Tensor,
 
 def mlp(activation: type[nn.Module] = nn.ReLU, generator: torch.Generator | None = None) -> nn.Sequential:
     """The paper's network, 2-10-10-2 with log-probabilities; its start, uniform in ±1/√fan, from the generator."""
-    sizes = (nn.Linear(2, 10), nn.Linear(10, 10), nn.Linear(10, 2))
+    layers = (nn.Linear(2, 10), nn.Linear(10, 10), nn.Linear(10, 2))
     if generator is not None:
-        for layer in sizes:
+        for layer in layers:
             for parameter in layer.parameters():
                 nn.init.uniform_(parameter, -(layer.in_features**-0.5), layer.in_features**-0.5, generator=generator)
-    return nn.Sequential(sizes[0], activation(), sizes[1], activation(), sizes[2], nn.LogSoftmax(1))
+    return nn.Sequential(layers[0], activation(), layers[1], activation(), layers[2], nn.LogSoftmax(1))
 
 
 def train_moons(
@@ -74,25 +74,20 @@ def train_moons(
     generators = [torch.Generator().manual_seed(seed) for _, seed in cases]
     networks = [mlp(generator=generator).to(device) for generator in generators]
     weights, _ = torch.func.stack_module_state(list[nn.Module](networks))
-
-    def scores(own: dict[str, Tensor], x: Tensor) -> Tensor:
-        return torch.func.functional_call(networks[0], own, (x,))
-
+    scores = torch.func.vmap(functools.partial(torch.func.functional_call, networks[0]))
     optimizer = torch.optim.Adam(weights.values(), lr=1e-3, fused=True)
     for _ in progress_bar(range(check_count(n_epochs, "n_epochs")), show=progress, desc="half-moons"):
         order = torch.stack([torch.randperm(inputs.shape[1], generator=g) for g in generators]).to(device)
         shuffled = inputs.gather(1, order[..., None].expand(-1, -1, 2)), labels.gather(1, order)
         for x, y in zip(*(part.split(32, 1) for part in shuffled), strict=True):
-            log_probabilities = torch.func.vmap(scores)(weights, x)
             # the sum of each network's own mean
-            loss = nn.functional.nll_loss(log_probabilities.flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
+            loss = nn.functional.nll_loss(scores(weights, x).flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    for i, network in enumerate(networks):
+    found = []
+    for i, ((noise, seed), parts, network) in enumerate(zip(cases, sets, networks, strict=True)):
         network.load_state_dict({name: stack[i].detach() for name, stack in weights.items()})
-    every = zip(cases, sets, networks, strict=True)
-    return [
-        Moons(noise, seed, x.to(device), y.to(device), test_x.to(device), test_y.to(device), network.eval())
-        for (noise, seed), (x, y, test_x, test_y), network in every
-    ]
+        x, y, test_x, test_y = (part.to(device) for part in parts)
+        found.append(Moons(noise, seed, x, y, test_x, test_y, network.eval()))
+    return found

@@ -12,7 +12,6 @@ from ..core.checks import check_choice
 from ..core.files import CorruptFile
 from . import folders
 
-SETS = ("pets", "flowers", "voc")
 _PETS, _FLOWERS, _VOC = "oxford-iiit-pet/images", "flowers-102", "VOCdevkit/VOC2012"
 _VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -21,10 +20,7 @@ _VOC_CLASSES = (
 
 
 class Photos(NamedTuple):
-    """Photographs on disk, read when they are needed: their files, labels, and the names of the classes.
-
-    Labels are (N,), or of 0 and 1, (N, classes), where a photograph can show several.
-    """
+    """Photographs on disk, with labels (N,), or of 0 and 1, (N, classes), where a photograph can show several."""
 
     files: tuple[Path, ...]
     labels: Tensor
@@ -36,12 +32,13 @@ def find_photos(name: str, *, train: bool = False) -> Photos:
 
     All as in the released codes. That of paper 5 draws the pets with seed 42 and without the official split, from
     files in an order it does not fix; ours are sorted. That of paper 4 explains the first 100 of VOC 2012's val split
-    in the order of a loader shuffled with seed 2; ours are in this order. Raises ``DataNotFound`` when the files are
-    neither found nor can be downloaded.
+    in the order of a loader shuffled with seed 2; so are ours. Raises ``DataNotFound`` when the files are neither found
+    nor can be downloaded.
 
     >>> dogs_and_cats = find_photos("pets")  # doctest: +SKIP
     """
-    return {"pets": _pets, "flowers": _flowers, "voc": _voc}[check_choice(name, "name", SETS)](train)
+    finders = {"pets": _pets, "flowers": _flowers, "voc": _voc}
+    return finders[check_choice(name, "name", tuple(finders))](train)
 
 
 def _pets(train: bool) -> Photos:
@@ -77,7 +74,7 @@ def _voc(train: bool) -> Photos:
     order: Any = range(len(found))
     if not train:
         order = list(DataLoader(order, batch_size=None, shuffle=True, generator=torch.Generator().manual_seed(2)))
-    labels = torch.zeros(len(found), len(_VOC_CLASSES))
+    labels = torch.zeros(len(order), len(_VOC_CLASSES))
     for row, index in enumerate(order):
         for name in ElementTree.parse(found.annotations[index]).iterfind("object/name"):
             labels[row, _VOC_CLASSES.index(str(name.text))] = 1

@@ -46,16 +46,14 @@ def render_shapes(latents: Tensor, labels: Tensor | int, *, size: int = 32) -> T
     if check_count(size, "size", least=8) % 2:
         raise ValueError(f"size: got {size}, wants an even number")
     labels = check_target(labels, len(latents), len(CLASSES), latents.device, "labels")
-    evidence = _half(latents[:, :4], labels, size)
-    distractor = _half(latents[:, 4:], None, size)
-    return torch.cat([evidence, distractor], 2)[:, None]
+    return torch.cat([_half(latents[:, :4], labels, size), _half(latents[:, 4:], None, size)], 2)[:, None]
 
 
 def shape_decoder(labels: Tensor | int, *, size: int = 32) -> Callable[[Tensor], Tensor]:
     """The decoder (B, 8) -> (B, 1, size, size) of images with these labels, for the tangent functions.
 
-    With a tensor of labels it decodes batches of just that length, so give the tangent functions an
-    ``internal_batch_size`` of at least 8 · B, or one label at a time.
+    With a tensor of labels it decodes batches of just that length, B: the tangent functions then need an
+    ``internal_batch_size`` of at least 8 · B.
 
     >>> shape_decoder(3)(torch.zeros(2, 8)).shape
     torch.Size([2, 1, 32, 32])
@@ -90,8 +88,7 @@ def _half(latents: Tensor, labels: Tensor | None, size: int) -> Tensor:
         # an ellipse, so that the ring's angle moves it and its tangent space has full rank
         distance = (_length(u * 1.15, v / 1.15, unit) - 0.85 * r).abs() - 0.24 * r
     else:
-        stacked = torch.stack(_distances(u, v, r, unit), 1)
-        distance = stacked[torch.arange(len(labels), device=labels.device), labels]
+        distance = _distances(u, v, r, unit)[torch.arange(len(labels), device=labels.device), labels]
     coverage = torch.sigmoid(-distance / (_SOFTNESS * unit))
     return coverage * (_INK * unit**2 / coverage.sum((1, 2), keepdim=True))
 
@@ -100,13 +97,12 @@ def _length(u: Tensor, v: Tensor, unit: float) -> Tensor:
     return torch.sqrt(u**2 + v**2 + 1e-3 * unit**2)
 
 
-def _distances(u: Tensor, v: Tensor, r: Tensor, unit: float) -> tuple[Tensor, ...]:
-    """Signed distance (pixels, negative inside) to an ellipse, a square, a triangle and a cross."""
+def _distances(u: Tensor, v: Tensor, r: Tensor, unit: float) -> Tensor:
+    """Signed distances (pixels, negative inside) to an ellipse, a square, a triangle and a cross: (B, 4, s, s / 2)."""
     disc = _length(u * 1.1, v / 1.1, unit) - r
     square = torch.maximum(u.abs(), v.abs()) - 0.92 * r
     half, height = math.sqrt(3) / 2, 0.62
     triangle = torch.maximum(v - height * r, half * u.abs() - v / 2 - height * r)
-    arms = torch.minimum(
-        torch.maximum(u.abs() - 0.45 * r, v.abs() - 1.2 * r), torch.maximum(u.abs() - 1.2 * r, v.abs() - 0.45 * r)
-    )
-    return disc, square, triangle, arms
+    upright = torch.maximum(u.abs() - 0.45 * r, v.abs() - 1.2 * r)
+    level = torch.maximum(u.abs() - 1.2 * r, v.abs() - 0.45 * r)
+    return torch.stack([disc, square, triangle, torch.minimum(upright, level)], 1)
