@@ -29,29 +29,24 @@ def pgd(
 
     Parameters
     ----------
-    model, inputs, additional_forward_args
-        As for :func:`manifold_lib.gradient`; the model gives logits (B, C).
-    target : int, Tensor or None
-        The labels to move away from; None means the classes predicted at ``inputs``.
+    model, inputs, target, additional_forward_args
+        As for :func:`manifold_lib.gradient`; the model gives logits (B, C), and ``target`` is what to move away from.
     eps : float or Tensor
         Radius of the ball in input units, one for all or one per image (B,).
-    norm : {"l2", "linf"}
-    n_steps : int
-        Gradient steps.
-    step_size : float, optional
-        Length of a step as a share of ``eps``; by default 2.5 / n_steps.
-    norm_scope : {"sample", "batch"}
-        ``"batch"`` takes the L2 norm over the flattened whole batch, as the code of paper 1 does:
-        ``eps`` is then a budget for the batch, about eps / √B an image. It needs a single ``eps``.
+    norm, norm_scope : {"l2", "linf"}, {"sample", "batch"}
+        ``"batch"`` takes the L2 norm over the flattened whole batch, as the code of paper 1 does: a single ``eps`` is
+        then a budget for the batch, about eps / √B an image.
+    n_steps, step_size
+        Gradient steps, and the length of one as a share of ``eps``, by default 2.5 / n_steps.
     clamp : tuple or None
-        Valid range of the inputs; None leaves them unbounded.
+        Valid range of the inputs.
     generator : torch.Generator, optional
         For a random start at half the radius; None starts at ``inputs``.
 
     Raises
     ------
     ValueError
-        For bad input, naming the argument, what it got and what it wants.
+        For bad input.
 
     Examples
     --------

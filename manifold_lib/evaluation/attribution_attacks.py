@@ -3,7 +3,6 @@
 import functools
 import math
 import warnings
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -24,17 +23,28 @@ from ..core.progress import progress_bar
 from ..core.scorer import Model, Scorer, Target, scoring
 from .attacks import ascent_direction, into_ball, radius_of
 from .faithfulness import logits
-from .sanity import Attribution, takes, with_arguments
+from .sanity import Attribution, takes, with_arguments, with_shared
 from .similarity import relevance
+
+Bound = tuple[Tensor, str, tuple[float, float] | None]  # radius, norm and valid range
 
 
 class Attack(NamedTuple):
     """What a targeted attack on attributions found, judged on the model as it is.
 
+    Attributes
+    ----------
     inputs : (B, *shape), the attacked images, within the bound and the valid range.
     attributions : (B, *shape), their maps.
     kept : (B,) bool, whether the predicted class is that of the clean image.
     history : (n_steps, B), the distance to the target map on the softened model, 1 at the distance of a blank map.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> model, x = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh()), torch.rand(1, 2)
+    >>> ml.attribution_attack(model, x, x.flip(1), attribution=ml.input_x_gradient, eps=0.1, n_steps=2).kept
+    tensor([True])
     """
 
     inputs: Tensor
@@ -62,37 +72,33 @@ def attribution_attack(
     """Move the attribution of each image towards another map, within a ball and with the prediction kept.
 
     Descends ‖n(A(u)) − n(T)‖² / ‖n(T)‖² + KL(p(x) ‖ p(u)) over u, where n is :func:`relevance`, by projected steps
-    along the gradient averaged with momentum, shorter towards the end. A ReLU network has no second derivative, so
-    meanwhile its ReLUs act as softplus, sharper with each step. Every tenth image on the way is judged on the network
-    as it is. Of those whose prediction is as it was, the one nearest to the target map is returned.
+    with momentum, shorter towards the end. A ReLU network has no second derivative, so its ReLUs act as softplus,
+    sharper with each step. Every tenth step is judged on the network as it is. Of the images with the prediction kept,
+    the one nearest to the target map is returned.
 
     Parameters
     ----------
     model, inputs, target, additional_forward_args
-        As for :func:`manifold_lib.gradient`; the model gives logits (B, C), and is not changed: only while this
-        function runs, and only within the model, ``relu`` is replaced.
+        As for :func:`manifold_lib.gradient`; the model gives logits (B, C). Its ``relu`` is replaced during its passes.
     target_maps : Tensor
         (B, *shape), the maps T to imitate, such as attributions of other images.
     attribution : callable
-        ``attribution(model, inputs, target)`` -> (B, *shape), differentiable. One that takes ``create_graph`` is given
-        it. If the model has other arguments, those of each image come as ``additional_forward_args=``; those that all
-        images share are known to the model that is given.
+        ``attribution(model, inputs, target)`` -> (B, *shape), differentiable, with ``create_graph=True`` if it takes
+        that. Other arguments of each image come as ``additional_forward_args=``; the given model knows shared ones.
     eps, norm, clamp
         The ball and the valid range, as for :func:`pgd`.
     n_steps : int
         Gradient steps. Each costs the attribution and its backward pass.
     softplus_beta : tuple or None
         First and last sharpness of the softplus, in between geometrically; None keeps the ReLUs.
-    internal_batch_size : int
-        Images attacked at once.
-    progress : bool
-        Show a bar over the steps.
+    internal_batch_size, progress
+        Images attacked at once, and whether to show a bar over the steps.
 
     Raises
     ------
     ValueError
-        For bad input; where the attribution has no graph, or a gradient that is zero everywhere, as that of a ReLU
-        network's gradient is; where the model has other arguments and ``attribution`` does not take them.
+        For bad input, or an attribution that has no graph, whose derivative is zero everywhere (as that of a ReLU
+        network's gradient), or that does not take the model's other arguments.
 
     Examples
     --------
@@ -102,9 +108,7 @@ def attribution_attack(
     >>> attack.history.shape, bool((attack.inputs - x).abs().max() <= 0.1 + 1e-6)
     (torch.Size([2, 1]), True)
     """
-    check_batch(inputs)
-    check_map(target_maps, inputs, "target_maps")
-    check_batch(target_maps, "target_maps")
+    check_batch(check_map(target_maps, check_batch(inputs), "target_maps"), "target_maps")
     check_choice(norm, "norm", ("linf", "l2"))
     check_count(n_steps, "n_steps")
     check_count(internal_batch_size, "internal_batch_size")
@@ -117,57 +121,49 @@ def attribution_attack(
         raise ValueError(f"attribution: got {type(attribution).__name__}, wants a callable (model, inputs, target)")
     with_arguments(attribution, additional_forward_args)
     inputs, goals, found = inputs.detach(), relevance(target_maps.detach()), []
-    options = {"additional_forward_args": additional_forward_args, "internal_batch_size": internal_batch_size}
-    with scoring(model, inputs, target, n_points=0, **options) as scorer, warnings.catch_warnings():
+    forward = (additional_forward_args, internal_batch_size)
+    with scoring(model, inputs, target, 0, *forward) as scorer, warnings.catch_warnings():
         # the attribution would repeat this warning at each step
         warnings.filterwarnings("ignore", message="the model is in train mode")
         for rows in torch.arange(len(inputs), device=inputs.device).split(internal_batch_size):
-            bar = progress_bar(betas, show=progress, desc="attribution attack")
             bound = (radius[rows], norm, clamp)
-            found.append(_attack(scorer.of(rows), inputs[rows], goals[rows], attribution, bound, bar, n_steps))
+            found.append(_attack(scorer.of(rows), inputs[rows], goals[rows], attribution, bound, betas, progress))
     points, maps, kept, history = zip(*found, strict=True)
     attack = Attack(torch.cat(points), torch.cat(maps), torch.cat(kept), torch.cat(history, 1))
     warn_non_finite(attack.attributions, "attribution_attack")
-    n_empty = int((~attack.attributions.flatten(1).any(1)).sum())
-    if n_empty:
+    if n_empty := int((~attack.attributions.flatten(1).any(1)).sum()):
         message = f"attribution_attack: {n_empty} of {len(inputs)} images have maps of zeros, which lead nowhere"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
     return attack
 
 
+@torch.no_grad()
 def _attack(
-    scorer: Scorer,
-    inputs: Tensor,
-    goal: Tensor,
-    attribution: Attribution,
-    bound: tuple[Tensor, str, tuple[float, float] | None],
-    betas: Iterable[float],
-    n_steps: int,
+    scorer: Scorer, inputs: Tensor, goal: Tensor, attribution: Attribution, bound: Bound, betas: list[float], show: bool
 ) -> Attack:
     """Some images at once; ``betas`` is the sharpness of each step."""
-    radius, norm, clamp = bound
-    model, own = _with_shared(scorer)
+    (radius, norm, clamp), n_steps = bound, len(betas)
+    model, own = with_shared(scorer)
     judge = with_arguments(attribution, own or None)
     # the graph is kept for the steps alone
     explain = functools.partial(judge, create_graph=True) if takes(attribution, "create_graph") else judge
-    with torch.no_grad():
-        scores, classes = logits(scorer, inputs)
+    scores, classes = logits(scorer, inputs)
     predicted, clean = scores.argmax(1), scores.log_softmax(1)
     # what is beyond ``clamp`` already may stay there: to move it would leave the ball
-    low, high = (None, None) if clamp is None else (inputs.clamp_max(clamp[0]), inputs.clamp_min(clamp[1]))
+    low, high = clamp or (-math.inf, math.inf)
+    low, high = inputs.clamp_max(low), inputs.clamp_min(high)
 
     def judged(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():  # an attribution of the user's own may need it, and may mark what it is given
             maps = judge(model, at.detach().clone(), classes).detach()
-        with torch.no_grad():
-            return maps, _distance(maps, goal), logits(scorer, at)[0].argmax(1) == predicted
+        return maps, _distance(maps, goal), logits(scorer, at)[0].argmax(1) == predicted
 
     points, best = inputs.clone(), inputs.clone()
     best_maps, distance, _ = judged(inputs)
     # a map of zeros, as IG's of a black image, is at no distance that can be given
     least = torch.nan_to_num(distance, nan=math.inf)
     velocity, history = torch.zeros_like(inputs), []
-    for i, beta in enumerate(betas):
+    for i, beta in enumerate(progress_bar(betas, show=show, desc="attribution attack")):
         points = points.requires_grad_()
         with torch.enable_grad():
             soft = _softened(model, beta)
@@ -179,32 +175,14 @@ def _attack(
         # steps fall to 0 and add up to 2.5 radii, so that an image can cross the ball
         share = 2 * (1 - i / n_steps) * 2.5 / n_steps
         moved = points.detach() - share * radius * ascent_direction(velocity, norm, "sample")
-        points = inputs + into_ball(moved - inputs, radius, norm, "sample")
-        points = points if clamp is None else points.clamp(low, high)
+        points = (inputs + into_ball(moved - inputs, radius, norm, "sample")).clamp(low, high)
         if (i + 1) % 10 == 0 or i + 1 == n_steps:
             maps, distance, kept = judged(points)
             better = (kept & (distance < least)).view(-1, *(1,) * (inputs.ndim - 1))
             least = torch.where(better.flatten(), distance, least)
             best, best_maps = torch.where(better, points, best), torch.where(better, maps, best_maps)
-    with torch.no_grad():
-        kept = logits(scorer, best)[0].argmax(1) == predicted
+    kept = logits(scorer, best)[0].argmax(1) == predicted
     return Attack(best, best_maps, kept, torch.stack(history))
-
-
-def _with_shared(scorer: Scorer) -> tuple[Model, tuple]:
-    """The model that knows the arguments that all images share, and those of each image.
-
-    A shared tensor as long as this chunk of images would otherwise be taken for one of theirs.
-    """
-    if all(scorer.follows):
-        return scorer.model, scorer.args
-    pairs = list(zip(scorer.args, scorer.follows, strict=True))
-
-    def model(points: Tensor, *own: Any) -> Tensor:
-        left = iter(own)
-        return scorer.model(points, *(next(left) if follows else arg for arg, follows in pairs))
-
-    return model, tuple(arg for arg, follows in pairs if follows)
 
 
 def _distance(maps: Tensor, goal: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..core.checks import check_batch, check_choice, check_like, check_map, floor_of, warn_non_finite
 from ..core.scorer import Model, Target, scoring
-from ..paths.path import column
 from .faithfulness import logits
+from .roar import ranks_of, replaced
 
 Ratios = Sequence[float] | Tensor
 
@@ -22,9 +22,18 @@ RATIOS = (0.01, 0.02, *(round(0.05 * i, 2) for i in range(1, 14)))
 class Curves(NamedTuple):
     """Scores of images with some entries replaced; a curve that was not asked for is None.
 
+    Attributes
+    ----------
     ratios : (R,), shares of the entries that are replaced.
     insertion : (B, R), the entries of *least* relevance replaced: good maps keep the score.
     deletion : (B, R), the entries of *most* relevance replaced: good maps lose it.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> x = torch.tensor([[3.0, 2.0, 0.0]])
+    >>> ml.insertion_deletion(lambda x: x, x, x, ratios=[0.4], curves="insertion")
+    Curves(ratios=tensor([0.4000]), insertion=tensor([[1.]]), deletion=None)
     """
 
     ratios: Tensor
@@ -51,30 +60,23 @@ def insertion_deletion(
 
     Parameters
     ----------
-    model, inputs, target, additional_forward_args
-        As for :func:`manifold_lib.gradient`; the model gives logits (B, C).
-    attributions : Tensor
-        (B, *shape), in any unit.
+    model, inputs, target, attributions, additional_forward_args, internal_batch_size
+        As for :func:`completeness_error`; the model gives logits (B, C), and attributions may have any unit.
     ratios : sequence of float
         R shares in [0, 1]; ⌊r · D⌋ entries are replaced (with ``unit="pixel"``, of H · W pixels).
     fill : {"mean", "zero"}, float or Tensor
-        What replaces an entry. ``"mean"`` is the mean of the entries of that image that are left; a tensor
-        (B, *shape) is another image, such as a blurred one.
+        The mean of that image's entries that are left, 0, a number, or another image (B, *shape), as a blurred one.
     score : {"accuracy", "probability", "log_probability"}
         1 where the target is the predicted class and 0 elsewhere, or the softmax probability of the target, or its log.
-    rank : {"abs", "signed"}
-        Whether relevance is |A| or A.
-    unit : {"entry", "pixel"}
-        ``"pixel"`` adds up the relevance of the channels of images (B, C, H, W) and replaces all of them.
+    rank, unit : {"abs", "signed"}, {"entry", "pixel"}
+        Relevance is |A| or A. That of a pixel is the sum over the channels (B, C, H, W), which are replaced together.
     curves : {"both", "insertion", "deletion"}
         One alone takes half the time.
-    internal_batch_size : int, optional
-        Images (times ratios) per pass through the model.
 
     Raises
     ------
     ValueError
-        For bad input, naming the argument, what it got and what it wants.
+        For bad input.
 
     Examples
     --------
@@ -83,8 +85,7 @@ def insertion_deletion(
     >>> ml.insertion_deletion(lambda x: x, x, x, ratios=[0.4, 0.8], fill="zero").deletion
     tensor([[0., 1.]])
     """
-    check_batch(inputs)
-    check_map(attributions, inputs)
+    check_map(attributions, check_batch(inputs))
     check_choice(score, "score", ("accuracy", "probability", "log_probability"))
     check_choice(curves, "curves", ("both", "insertion", "deletion"))
     relevance, shares = _relevance(attributions, rank, unit), check_ratios(ratios)
@@ -92,23 +93,20 @@ def insertion_deletion(
     by_mean = isinstance(fill, str) and check_choice(fill, "fill", ("mean", "zero")) == "mean"
     filled = None if by_mean else check_like(0.0 if isinstance(fill, str) else fill, inputs, "fill")
     found: dict[str, list[Tensor]] = {kind: [] for kind in ("insertion", "deletion") if curves in ("both", kind)}
-    options = {"additional_forward_args": additional_forward_args, "internal_batch_size": internal_batch_size}
-    with scoring(model, inputs, target, n_points=0, **options) as scorer, torch.no_grad():
+    with scoring(model, inputs, target, 0, additional_forward_args, internal_batch_size) as scorer, torch.no_grad():
         # ranks take eight bytes, and as many to find: they are kept for the images of eight passes at a time
         for some in torch.arange(len(inputs), device=inputs.device).split(math.ceil(8 * scorer.forward / len(counts))):
-            ranks = _ranks(relevance[some])
+            ranks = ranks_of(relevance[some])
             for kind, values in found.items():
                 for pair in torch.arange(len(some) * len(counts), device=inputs.device).split(scorer.forward):
                     own, n_gone = pair // len(counts), counts[pair % len(counts)]
-                    rows = some[own]
-                    fills = None if filled is None else filled[rows]
-                    points = _replaced(inputs[rows], ranks[own], n_gone, fills, kind)
-                    values.append(_judged(*logits(scorer, points, rows), score))
+                    fills = None if filled is None else filled[some[own]]
+                    points = replaced(inputs[some[own]], ranks[own], n_gone, fills, kind)
+                    values.append(_judged(*logits(scorer, points, some[own]), score))
         finite = torch.isfinite(attributions).flatten(1).all(1, keepdim=True)
         both = {kind: torch.cat(parts).view(-1, len(counts)).where(finite, torch.nan) for kind, parts in found.items()}
     warn_non_finite(attributions, "insertion_deletion")
-    given = torch.tensor(shares, dtype=inputs.dtype, device=inputs.device)
-    return Curves(given, both.get("insertion"), both.get("deletion"))
+    return Curves(inputs.new_tensor(shares), both.get("insertion"), both.get("deletion"))
 
 
 def comprehensiveness(
@@ -123,9 +121,9 @@ def comprehensiveness(
 ) -> Tensor:
     """p(x) − p(x without its most relevant entries), p the softmax probability of the target: (B, R) in [−1, 1].
 
-    More is better. The paper's area under it is ``torch.trapezoid(values, ratios)``, not divided by the width.
-    Other arguments, ``**options`` among them, and exceptions are those of :func:`insertion_deletion`. By default 1 % to
-    65 % of the entries are replaced, as in the paper, by 0, as in its code.
+    More is better. The paper's area under it is ``torch.trapezoid(values, ratios)``, not divided by the width. By
+    default 1 % to 65 % of the entries are replaced by 0, as in the paper's code. Arguments (and ``**options``) and
+    exceptions are those of :func:`insertion_deletion`.
 
     Examples
     --------
@@ -149,8 +147,7 @@ def log_odds(
 ) -> Tensor:
     """log p(x without its most relevant entries) − log p(x): (B, R), in nats; less is better.
 
-    These are differences of log-probabilities, which the paper calls log-odds. Its area is taken with a minus.
-    Arguments and exceptions are those of :func:`comprehensiveness`.
+    The paper calls this log-odds, and takes its area with a minus. All else is as for :func:`comprehensiveness`.
 
     Examples
     --------
@@ -162,14 +159,10 @@ def log_odds(
     return _change(model, inputs, attributions, target, ratios, score="log_probability", fill=fill, **options)
 
 
-def _change(
-    model: Model, inputs: Tensor, attributions: Tensor, target: Target, ratios: Ratios, **options: Any
-) -> Tensor:
+def _change(model: Model, inputs: Tensor, maps: Tensor, target: Target, ratios: Ratios, **options: Any) -> Tensor:
     """The score after replacement minus that of the whole image, which is a ratio of 0: (B, R)."""
     shares = [0.0, *check_ratios(ratios)]
-    curve = insertion_deletion(
-        model, inputs, attributions, target, ratios=shares, curves="deletion", **options
-    ).deletion
+    curve = insertion_deletion(model, inputs, maps, target, ratios=shares, curves="deletion", **options).deletion
     assert curve is not None
     return curve[:, 1:] - curve[:, :1]
 
@@ -188,17 +181,15 @@ def diffid(
 ) -> Tensor:
     """DiffID (paper 5, section 6): insertion − deletion, the mean over the ratios, per image: (B,) in [−1, 1].
 
-    Its two parts are the means over the ratios of :func:`insertion_deletion`, whose arguments and exceptions it has,
-    with relevance |A| of each entry. With n images the mean of DiffID moves in steps of 1 / (9 n): rankings from fewer
-    than some thirty images are noise.
+    Relevance is |A| of each entry. Other arguments and exceptions are those of :func:`insertion_deletion`. With n
+    images the mean of DiffID moves in steps of 1 / (9 n): rankings from fewer than some thirty images are noise.
 
     Parameters
     ----------
     target : int, Tensor or None
         The paper judges against the true class, and keeps images that the model gets wrong: give the labels.
     ratios : sequence of float
-        Shares in [0, 1]; of D entries, r · D truncated are replaced, the product in floating point as in the
-        released code (0.7 · 90 gives 62).
+        Shares in [0, 1]; of D entries, r · D truncated are replaced, as in the released code (0.7 · 90 gives 62).
     soft : bool
         Instead of right or wrong, p(target) over that of the whole image, at most 1.
 
@@ -209,8 +200,7 @@ def diffid(
     >>> ml.diffid(lambda x: x, x, x, ratios=[0.4, 0.7])
     tensor([0.5000])
     """
-    check_batch(inputs)
-    check_map(attributions, inputs)
+    check_map(attributions, check_batch(inputs))
     n_entries, shares = inputs[0].numel(), check_ratios(ratios)
     if not str(getattr(ratios, "dtype", "float64")).endswith("float64"):
         shares = [round(share, 7) for share in shares]  # 0.7 in single precision is below 0.7
@@ -218,8 +208,8 @@ def diffid(
     score, shares = ("log_probability", [0.0, *shares]) if soft else ("accuracy", shares)
     options = {"additional_forward_args": additional_forward_args, "internal_batch_size": internal_batch_size}
     curves = insertion_deletion(model, inputs, attributions, target, ratios=shares, fill=fill, score=score, **options)
-    assert curves.insertion is not None and curves.deletion is not None
     kept, lost = curves.insertion, curves.deletion
+    assert kept is not None and lost is not None
     if soft:
         # a target of no probability keeps none
         kept, lost = (
@@ -249,29 +239,6 @@ def _relevance(attributions: Tensor, rank: str, unit: str) -> Tensor:
     if relevance.ndim != 4:
         raise ValueError(f"attributions: got shape {tuple(relevance.shape)}, wants (B, C, H, W) for unit='pixel'")
     return relevance.sum(1).flatten(1)
-
-
-def _ranks(relevance: Tensor) -> Tensor:
-    """Place of each unit in the order of falling relevance, ties in the order of the units: (B, units) int64."""
-    order = relevance.argsort(dim=1, descending=True, stable=True)
-    return torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
-
-
-def _replaced(x: Tensor, ranks: Tensor, counts: Tensor, fill: Tensor | None, kind: str) -> Tensor:
-    """Some images, ``counts`` units of each replaced; rank 0 is the most relevant unit."""
-    gone = ranks < counts[:, None] if kind == "deletion" else ranks >= ranks.shape[1] - counts[:, None]
-    gone = gone.view_as(x) if gone.shape[1] == x[0].numel() else gone.view(-1, 1, *x.shape[2:])
-    if fill is not None:
-        return torch.where(gone, fill, x)
-    left = (~gone).expand_as(x)
-    n_left = left.flatten(1).sum(1)
-    # half precision ends at 65,504, which a sum over an image passes
-    exact = x if x.dtype == torch.float64 else x.float()
-    mean = (exact * left).flatten(1).sum(1) / n_left
-    mean = torch.where(n_left > 0, mean, exact.flatten(1).mean(1)).to(x.dtype)
-    return torch.where(gone, column(mean, x), x)
 
 
 def _judged(scores: Tensor, classes: Tensor, score: str) -> Tensor:

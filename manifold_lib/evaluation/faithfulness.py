@@ -25,15 +25,13 @@ def completeness_error(
     ----------
     model, inputs, target, additional_forward_args, internal_batch_size
         As for :func:`manifold_lib.gradient`.
-    attributions : Tensor
-        A, (B, *shape), in score units.
-    baselines : Tensor or float
-        x', (B, *shape), (1, *shape) or a number, in input units.
+    attributions, baselines
+        A, (B, *shape), in score units; and x', (B, *shape), (1, *shape) or a number, in input units.
 
     Raises
     ------
     ValueError
-        For bad input, naming the argument, what it got and what it wants.
+        For bad input.
 
     Examples
     --------
@@ -41,8 +39,7 @@ def completeness_error(
     >>> ml.completeness_error(lambda x: x.sum(1), torch.tensor([[1.0, 4.0]]), torch.tensor([[1.0, 3.0]]))
     tensor([0.2000])
     """
-    options = {"additional_forward_args": additional_forward_args, "internal_batch_size": internal_batch_size}
-    with scoring(model, inputs, target, n_points=0, **options) as scorer:
+    with scoring(model, inputs, target, 0, additional_forward_args, internal_batch_size) as scorer:
         check_map(attributions, inputs)
         change = scorer.change(inputs, check_like(baselines, inputs, "baselines"))
     return (attributions.detach().flatten(1).sum(1) - change).abs() / change.abs().clamp_min(LEAST_CHANGE)
@@ -67,8 +64,7 @@ def cancellation_ratio(
     ----------
     reduction : {"sum", "none"}
         ``"sum"`` gives Σ Σ|A| / Σ |Δf| over all images, a scalar; the ratio of one image is large where Δf ≈ 0.
-        ``"none"`` gives the gap Σ|A| − |Δf| of each image (B,), in score units. The gap of a complete map is at
-        least 0.
+        ``"none"`` gives the gap Σ|A| − |Δf| of each image (B,), in score units, at least 0 for a complete map.
 
     Examples
     --------
@@ -77,8 +73,7 @@ def cancellation_ratio(
     tensor(1.4000)
     """
     check_choice(reduction, "reduction", ("sum", "none"))
-    options = {"additional_forward_args": additional_forward_args, "internal_batch_size": internal_batch_size}
-    with scoring(model, inputs, target, n_points=0, **options) as scorer:
+    with scoring(model, inputs, target, 0, additional_forward_args, internal_batch_size) as scorer:
         check_map(attributions, inputs)
         change = scorer.change(inputs, check_like(baselines, inputs, "baselines")).abs()
     sums = attributions.detach().flatten(1).abs().sum(1)
@@ -99,17 +94,16 @@ def purity(
     """How well Σ|A| tells the baseline's class from the others (paper 4, section 6.1): a scalar in [0, 1].
 
     Of the half of the inputs with the larger Σ|A|, the share whose class is not the one predicted for their baseline.
-    A maps the predicted class, so f changes little from the baseline to an input of its own class. 1 is best; chance
-    gives 0.5 where half of the inputs are of the baseline's class. Other arguments and exceptions are those of
-    :func:`completeness_error`; the model gives logits (B, C), and there are two inputs or more.
+    1 is best; chance gives 0.5 where half of the inputs are of the baseline's class. Other arguments and exceptions
+    are those of :func:`completeness_error`; the model gives logits (B, C), and there are two inputs or more.
 
     Parameters
     ----------
     target : int, Tensor or None
         The class of each input; None means the predicted one.
     published : bool
-        The released measure: the mean predicted class (0 or 1) over the half with the *smaller* Σ|A|. It is right where
-        the baseline's class is 1, and gives one minus the purity where that is 0.
+        The released measure: the mean predicted class (0 or 1) over the half with the *smaller* Σ|A|. It is the purity
+        where the baseline's class is 1, and one minus the purity where that is 0.
 
     Examples
     --------
@@ -118,8 +112,7 @@ def purity(
     >>> ml.purity(lambda x: torch.cat([-x, x], 1), x, x + 2, baselines=-1.0)
     tensor(1.)
     """
-    options = {"additional_forward_args": additional_forward_args, "internal_batch_size": internal_batch_size}
-    with scoring(model, inputs, target, n_points=0, **options) as scorer, torch.no_grad():
+    with scoring(model, inputs, target, 0, additional_forward_args, internal_batch_size) as scorer, torch.no_grad():
         check_map(attributions, inputs)
         baselines = check_like(baselines, inputs, "baselines")
         rows = torch.arange(len(inputs), device=inputs.device).split(scorer.forward)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import warn_non_finite
+from .roar import ranks_of
 from .similarity import check_maps, relevance
 
 
@@ -14,10 +15,8 @@ def relevance_mass(maps: Tensor, mask: Tensor) -> Tensor:
 
     Parameters
     ----------
-    maps : Tensor
-        (B, C, H, W), in any unit.
-    mask : Tensor
-        (B, 1, H, W) bool, of at least one pixel, which holds all of the evidence.
+    maps, mask : Tensor
+        (B, C, H, W), in any unit; and (B, 1, H, W) bool, of at least one pixel, which holds all of the evidence.
 
     Raises
     ------
@@ -46,9 +45,8 @@ def relevance_rank(maps: Tensor, mask: Tensor) -> Tensor:
     tensor([0.5000])
     """
     strength, inside = _strength(maps, mask, "relevance_rank")
-    order = strength.argsort(dim=1, descending=True, stable=True)
-    counted = torch.arange(order.shape[1], device=order.device) < inside.sum(1, keepdim=True)
-    found = (inside.gather(1, order) & counted).sum(1).to(strength) / inside.sum(1)
+    counted = ranks_of(strength) < inside.sum(1, keepdim=True)
+    found = (inside & counted).sum(1).to(strength) / inside.sum(1)
     return found.where(torch.isfinite(strength).all(1), torch.nan)
 
 

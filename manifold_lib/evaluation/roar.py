@@ -1,5 +1,6 @@
 """ROAR (Hooker et al. 2019): remove what a map calls important, retrain, and see what accuracy is left."""
 
+import functools
 from collections.abc import Callable
 from numbers import Real
 
@@ -9,20 +10,19 @@ from torch import Tensor, nn
 
 from ..core.checks import check_batch, check_count
 from ..core.progress import progress_bar
+from ..paths.path import column
 
 
 def remove_top(inputs: Tensor, ranking: Tensor, fraction: float, fill: float | Tensor = 0.0) -> Tensor:
     """Replace the ``fraction`` of entries of each image that rank highest: (B, *shape).
 
-    Exactly round(fraction · D) entries are removed. (The published code removes those above a quantile,
-    fewer than asked for where a map has ties at zero.)
+    Exactly round(fraction · D) entries are removed, of tied ones the first. (The published code removes those above a
+    quantile, fewer than asked for where a map has ties at zero.)
 
     Parameters
     ----------
-    inputs, ranking : Tensor
-        (B, *shape) both; of tied entries the first are removed.
-    fraction : float
-        In [0, 1].
+    inputs, ranking, fraction
+        (B, *shape), (B, *shape) and a number in [0, 1].
     fill : float or Tensor
         Value put in their place, in input units: a number, or a tensor that broadcasts over ``inputs``.
 
@@ -43,10 +43,29 @@ def remove_top(inputs: Tensor, ranking: Tensor, fraction: float, fill: float | T
         raise ValueError(f"ranking: got shape {got}, wants {tuple(inputs.shape)} like inputs")
     if not isinstance(fraction, Real) or not 0 <= fraction <= 1:
         raise ValueError(f"fraction: got {fraction!r}, wants a number in [0, 1]")
-    flat = ranking.flatten(1)
-    order = flat.argsort(dim=1, descending=True, stable=True)[:, : round(fraction * flat.shape[1])]
-    removed = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, True).view_as(inputs)
+    removed = (ranks_of(ranking.flatten(1)) < round(fraction * ranking[0].numel())).view_as(inputs)
     return torch.where(removed, torch.as_tensor(fill, dtype=inputs.dtype, device=inputs.device), inputs)
+
+
+def ranks_of(relevance: Tensor) -> Tensor:
+    """Place of each unit in the order of falling relevance, ties in the order of the units: (B, units) int64."""
+    order = relevance.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
+
+
+def replaced(x: Tensor, ranks: Tensor, counts: Tensor, fill: Tensor | None, kind: str) -> Tensor:
+    """Some images, ``counts`` units of each replaced (None: by the mean of the others); rank 0 is the most relevant."""
+    gone = ranks < counts[:, None] if kind == "deletion" else ranks >= ranks.shape[1] - counts[:, None]
+    gone = gone.view_as(x) if gone.shape[1] == x[0].numel() else gone.view(-1, 1, *x.shape[2:])
+    if fill is None:
+        left = (~gone).expand_as(x)
+        n_left = left.flatten(1).sum(1)
+        # half precision overflows in a sum over an image
+        exact = x if x.dtype == torch.float64 else x.float()
+        mean = (exact * left).flatten(1).sum(1) / n_left
+        fill = column(torch.where(n_left > 0, mean, exact.flatten(1).mean(1)), x)
+    return torch.where(gone, fill, x)
 
 
 def retrain(
@@ -70,15 +89,12 @@ def retrain(
     ----------
     build : callable
         Makes one network without dropout or batch norm, logits (B, C).
-    train_inputs, test_inputs : Tensor
-        (M, N, *shape) and (M, N_test, *shape).
-    train_labels, test_labels : Tensor
-        (N,) and (N_test,).
-
+    train_inputs, train_labels, test_inputs, test_labels : Tensor
+        (M, N, *shape), (N,), (M, N_test, *shape) and (N_test,).
     epochs, batch_size, learning_rate
         Of Adam with a one-cycle schedule.
-    seed : int
-        Of the first weights and of the batches.
+    seed, progress
+        The seed of the first weights and of the batches, and whether to show a bar over the epochs.
 
     Raises
     ------
@@ -105,11 +121,7 @@ def retrain(
         name: value.detach().expand(n_models, *value.shape).clone().requires_grad_()
         for name, value in network.named_parameters()
     }
-
-    def logits(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        return torch.func.functional_call(network, weights, (inputs,))
-
-    forward = torch.vmap(logits)
+    forward = torch.vmap(functools.partial(torch.func.functional_call, network))
     optimizer = torch.optim.Adam(stacked.values(), lr=learning_rate)
     generator = torch.Generator().manual_seed(seed)
     total = epochs * -(-n_images // batch_size)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import check_batch, check_count, check_generator, check_map, check_positive, warn_non_finite
-from ..core.scorer import Model, Target, scoring
+from ..core.scorer import Model, Scorer, Target, scoring
 
 # ``attribution(model, inputs, target, **options)`` -> (B, *shape)
 Attribution = Callable[..., Tensor]
@@ -20,17 +20,15 @@ Attribution = Callable[..., Tensor]
 def randomised(model: nn.Module, *, n_layers: int | None = None, generator: torch.Generator | None = None) -> nn.Module:
     """A copy of the network with the weights of its last layers drawn anew (Adebayo et al. 2018).
 
-    A map that hardly changes with it depends on the image and not on the network. The copy is in the model's mode, its
-    parameters frozen or not as the model's are.
+    A map that hardly changes with it depends on the image and not on the network. The copy has the model's mode and
+    its frozen parameters; the model is left as it is.
 
     Parameters
     ----------
-    model : nn.Module
-        Left as it is.
     n_layers : int, optional
         How many layers with weights, from the output on (in the order in which they are registered); None means all.
     generator : torch.Generator, optional
-        For the new weights, which are those of each layer's own ``reset_parameters``; on the CPU.
+        For the new weights, which each layer's own ``reset_parameters`` draws; on the CPU.
 
     Raises
     ------
@@ -66,8 +64,7 @@ def randomised(model: nn.Module, *, n_layers: int | None = None, generator: torc
         torch.manual_seed(seed)
         for layer in layers[-count:]:
             layer.cpu().reset_parameters()
-    device = next(model.parameters()).device
-    return copied.to(device)
+    return copied.to(next(model.parameters()).device)
 
 
 def max_sensitivity(
@@ -90,17 +87,15 @@ def max_sensitivity(
     Parameters
     ----------
     model, inputs, target, additional_forward_args
-        As for :func:`manifold_lib.gradient`. Give ``target`` where it is to stay the same.
+        As for :func:`manifold_lib.gradient`. Give ``target`` to keep it the same at x + δ.
     attribution : callable
         ``attribution(model, inputs, target)`` -> (B, *shape), with ``additional_forward_args=`` where there are some.
     radius : float
         Half the side of the cube, in input units.
-    n_samples : int
-        Draws, each of which costs one attribution of the batch. More draws find larger values.
+    n_samples, generator
+        Draws of δ, each at the cost of one attribution, and their generator. More draws find larger values.
     maps : Tensor, optional
         A(x), (B, *shape), where it is known already.
-    generator : torch.Generator, optional
-        For δ.
 
     Raises
     ------
@@ -119,9 +114,8 @@ def max_sensitivity(
     check_count(n_samples, "n_samples")
     device = check_generator(generator, inputs.device)
     explain = with_arguments(attribution, additional_forward_args)
-    # the attribution resolves the class itself, for each draw; class 0 in its place spares a pass
-    any_class = 0 if target is None else target
-    with scoring(model, inputs, any_class, n_points=0), warnings.catch_warnings():
+    # the attribution finds the class itself, for each draw; class 0 in its place spares a pass
+    with scoring(model, inputs, 0 if target is None else target), warnings.catch_warnings():
         # the attribution would repeat this warning for each draw
         warnings.filterwarnings("ignore", message="the model is in train mode")
         maps = check_map(explain(model, inputs, target) if maps is None else maps, inputs, "maps")
@@ -142,6 +136,20 @@ def with_arguments(attribution: Attribution, additional_forward_args: Any) -> At
     if not takes(attribution, "additional_forward_args"):
         raise ValueError("attribution: got one without additional_forward_args, wants it to take what the model takes")
     return functools.partial(attribution, additional_forward_args=additional_forward_args)
+
+
+def with_shared(scorer: Scorer) -> tuple[Model, tuple]:
+    """The model that knows the arguments that all images share, and those of each image."""
+    if all(scorer.follows):
+        return scorer.model, scorer.args
+    # a shared tensor as long as this chunk of images would be taken for one of theirs
+    pairs = list(zip(scorer.args, scorer.follows, strict=True))
+
+    def model(points: Tensor, *own: Any) -> Tensor:
+        left = iter(own)
+        return scorer.model(points, *(next(left) if follows else arg for arg, follows in pairs))
+
+    return model, tuple(arg for arg, follows in pairs if follows)
 
 
 def takes(attribution: Attribution, keyword: str) -> bool:

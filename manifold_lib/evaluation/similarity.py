@@ -1,8 +1,7 @@
-"""What is measured on attribution maps, per image: how rough one is, and how alike two are.
+"""How rough one attribution map is, and how alike two are, per image.
 
-Two maps are compared by their relevance n(A): absolute values, summed over channels, scaled to sum 1 (Dombrowski et al.
-2019). It has no unit. A map of zeros, or with NaN, gets NaN, with one warning. Maps that are no batch, or do not fit
-each other, raise a ValueError that names the argument.
+Maps are compared by their relevance n(A): absolute values, summed over channels, scaled to sum 1 (Dombrowski et al.
+2019), without a unit. A map of zeros, or with NaN, gets NaN, with one warning. Bad maps raise a ValueError.
 """
 
 import math
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_batch, check_map, check_share, floor_of, warn_non_finite
+from .roar import ranks_of
 
 
 def total_variation(maps: Tensor) -> Tensor:
@@ -105,11 +105,8 @@ def top_k(maps: Tensor, others: Tensor, *, share: float = 0.1) -> Tensor:
     check_share(share, "share")
     a, b = relevances(maps, others, "top_k")
     k = max(1, floor_of(share * a.shape[1]))
-    first, second = (
-        torch.zeros_like(part).scatter_(1, part.argsort(dim=1, descending=True, stable=True)[:, :k], 1.0)
-        for part in (a, b)
-    )
-    return ((first * second).sum(1) / k).where(torch.isfinite(a + b).all(1), torch.nan)
+    common = (ranks_of(a) < k) & (ranks_of(b) < k)
+    return (common.sum(1).to(a.dtype) / k).where(torch.isfinite(a + b).all(1), torch.nan)
 
 
 def ssim(maps: Tensor, others: Tensor) -> Tensor:
@@ -139,10 +136,8 @@ def ssim(maps: Tensor, others: Tensor) -> Tensor:
     found, window = [], {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     for a, b in zip(*map(shown, relevances(maps, others, "ssim")), strict=True):
         span = max(a.max(), b.max()) - min(a.min(), b.min())
-        if span > 0:
-            found.append(structural_similarity(a, b, data_range=span, **window))
-        else:
-            found.append(1.0 if span == 0 else math.nan)
+        same = 1.0 if span == 0 else math.nan
+        found.append(structural_similarity(a, b, data_range=span, **window) if span > 0 else same)
     return torch.tensor(found, dtype=maps.dtype, device=maps.device)
 
 

@@ -188,8 +188,8 @@ def test_blocks_of_ranks_do_not_change_a_curve(size, unit):
 
 def test_a_small_chunk_ranks_few_images_at_once(monkeypatch):
     ranked = []
-    ranks = erasure._ranks
-    monkeypatch.setattr(erasure, "_ranks", lambda maps, *rest: ranked.append(len(maps)) or ranks(maps, *rest))
+    ranks = erasure.ranks_of
+    monkeypatch.setattr(erasure, "ranks_of", lambda maps, *rest: ranked.append(len(maps)) or ranks(maps, *rest))
     ml.diffid(model, draw(40, 1, 4, 4), draw(40, 1, 4, 4), 0, internal_batch_size=4)
     assert max(ranked) <= 4 and sum(ranked) == 40
 
