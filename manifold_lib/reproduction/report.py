@@ -1,5 +1,6 @@
-"""``python -m manifold_lib.reproduction.report``: the gallery and the reproduction tables, from the results on disk."""
+"""``python -m manifold_lib.reproduction.report``: the gallery and the tables from the results on disk, as Markdown."""
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -71,14 +72,9 @@ def render_table(documents: list[Document]) -> str:
         return NO_RESULTS
     text = _header("id", "claim", "paper's number", "ours, profile `small`", "ours, profile `paper`")
     for slug, claim, rows in _rows(documents):
-        cells = []
-        for profile in COMMITTED:
-            row = rows.get(profile)
-            if row is None:
-                cells.append(f"not attempted (`{_command(profile, slug)}`)")
-            else:
-                cells.append(f"{_measured(row)} **{row['verdict']}**".strip())
-        text += _line(claim["id"], claim["statement"], number(claim["paper"]), *cells)
+        cells = {profile: f"not attempted (`{_command(profile, slug)}`)" for profile in COMMITTED}
+        cells |= {profile: f"{_measured(row)} **{row['verdict']}**".strip() for profile, row in rows.items()}
+        text += _line(claim["id"], claim["statement"], number(claim["paper"]), *cells.values())
     return text
 
 
@@ -111,8 +107,7 @@ def render_gallery(documents: list[Document]) -> str:
         "`small` is scaled down and does not measure the paper's number. Square brackets hold 95 % bootstrap "
         "intervals; n counts images, or training seeds where training is the claim.\n\n## Claims\n\n"
     )
-    titles = ("id", "claim", "source", "paper's number", "profile", "ours", "n", "verdict", "command", "note")
-    text += _header(*titles)
+    text += _header("id", "claim", "source", "paper's number", "profile", "ours", "n", "verdict", "command", "note")
     for slug, claim, rows in _rows(documents):
         for profile in COMMITTED:
             row = rows.get(profile, {"value": None, "n": 0, "verdict": "not attempted", "note": ""})
@@ -120,12 +115,9 @@ def render_gallery(documents: list[Document]) -> str:
             command = f"`{_command(profile, slug)}`"
             text += _line(*what, _measured(row), row["n"], f"**{row['verdict']}**", command, row["note"])
     for profile in COMMITTED:
-        held = [document for document in documents if document["profile"] == profile]
-        if not held:
-            continue
-        text += f"\n## Profile `{profile}`\n"
-        for document in sorted(held, key=lambda entry: entry["slug"]):
-            text += _section(document)
+        held = sorted((entry for entry in documents if entry["profile"] == profile), key=lambda entry: entry["slug"])
+        if held:
+            text += f"\n## Profile `{profile}`\n" + "".join(map(_section, held))
     return text
 
 
@@ -137,9 +129,89 @@ def _section(document: Document) -> str:
         text += f"{document['paper']['title']} (arXiv {document['paper']['arxiv']}). "
     text += f"[Notebook](../notebooks/{slug}.ipynb), [numbers]({profile}/{slug}/results.json), "
     text += f"`{_command(profile, slug)}`.\n"
-    for name in document["figures"]:
-        text += f"\n![{Path(name).stem.replace('_', ' ')}, profile {profile}]({profile}/{slug}/{name})\n"
+    return text + "".join(f"\n{_image(document, name)}\n" for name in document["figures"])
+
+
+def render_index(profile: str, title: str, notebooks: dict[str, str]) -> str:
+    """The index of the site: what each notebook (Markdown by its file) promises, its verdicts and its figures."""
+    text, verdicts = "", []
+    for file, markdown in notebooks.items():
+        heading = re.search(r"^#+ (.+)$", markdown, flags=re.M)
+        promise = re.search(r"(?:^|\n\n)(\*\*.+?\*\*)(?=\n\n|$)", markdown, flags=re.S)
+        text += f"## [{heading[1] if heading else ''}]({file})\n\n{promise[1] if promise else ''}\n\n"
+        slug = Path(file).stem
+        results = runtime.FIGURES / profile / slug / "results.json"
+        if not results.exists():
+            text += f"No results at profile `{profile}` yet: `{_command(profile, slug)}`.\n\n"
+            continue
+        document = json.loads(results.read_text(encoding="utf-8"))
+        validate(document)
+        found = [row["verdict"] for row in document["claims"]]
+        verdicts += found
+        images = (f"[{_image(document, name, 'figures/')}]({file})\n" for name in document["figures"])
+        text += f"{_counted(found)}.\n\n" + "".join(images) + "\n"
+    return (
+        f"# {title}\n\nProfile `{profile}`. {_counted(verdicts)}. Every claim with its source and its interval: "
+        "[figures and claims](figures/README.md). What this is and how to run it: [README](README.md), "
+        "[notebooks](notebooks/README.md), [data and models](data/README.md).\n\n" + text
+    )
+
+
+def _counted(verdicts: list[str]) -> str:
+    """``27 claims: 20 reproduced, 7 inconclusive``."""
+    counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in verdicts]
+    return f"{len(verdicts)} claims" + (f": {', '.join(counts)}" if counts else "")
+
+
+def _image(document: Document, name: str, place: str = "") -> str:
+    """A figure, in Markdown, with its name and profile as the text."""
+    profile = document["profile"]
+    return f"![{Path(name).stem.replace('_', ' ')}, profile {profile}]({place}{profile}/{document['slug']}/{name})"
+
+
+def docstring_markdown(docstring: str, known: set[str]) -> str:
+    """A numpydoc docstring as Markdown; roles such as ``:func:`` become links to the names that are known."""
+    summary, *sections = re.split(r"^(\w[\w ]*)\n-{3,}\n", docstring, flags=re.M)
+    text = _prose(summary, known)
+    for title, body in zip(sections[::2], sections[1::2], strict=True):
+        text += f"<h4>{title}</h4>\n\n"
+        if title not in ("Parameters", "Returns", "Raises"):
+            text += _prose(body, known)
+            continue
+        for head, what in re.findall(r"^(\S.*)\n?((?:(?: .*)?\n)*(?: .*)?)", body, flags=re.M):
+            name, colon, kind = head.partition(" : ")
+            item = f"`{name}`{colon}{_inline(kind, known)}\n\n{_prose(inspect.cleandoc(what), known)}"
+            text += "- " + item.rstrip().replace("\n", "\n  ") + "\n"
+        text += "\n"
     return text
+
+
+def _prose(text: str, known: set[str]) -> str:
+    """Paragraphs: examples become code, lines such as ``field : what it holds`` a list."""
+    result = ""
+    for paragraph in filter(None, re.split(r"\n\s*\n", text.strip())):
+        if paragraph.startswith(">>>"):
+            result += f"```pycon\n{paragraph}\n```\n\n"
+        elif re.match(r"\w+(?:, \w+)* : ", paragraph):
+            fields = re.findall(r"^(\w+(?:, \w+)*) : (.*(?:\n +.*)*)", paragraph, flags=re.M)
+            result += "".join(f"- `{name}` : {_inline(what, known)}\n" for name, what in fields) + "\n"
+        else:
+            result += _inline(paragraph, known) + "\n\n"
+    return result
+
+
+def _inline(text: str, known: set[str]) -> str:
+    """One run of text: literals and roles become code, and no other character is markup."""
+
+    def code(found: re.Match) -> str:
+        name, literal = (found[1] or "").removeprefix("manifold_lib."), found[2]
+        return f"[`{name}`](#{name})" if name in known else f"`{name or literal}`"
+
+    parts = re.split(r"(:\w+:`[^`]+`|``.+?``|`[^`]+`)", text)
+    for index, part in enumerate(parts):
+        pattern, new = (r":\w+:`([^`]+)`|`{1,2}(.+?)`{1,2}", code) if index % 2 else (r"[\\*_\[\]<>|#$~&]", r"\\\g<0>")
+        parts[index] = re.sub(pattern, new, part)
+    return "".join(parts)
 
 
 def insert(readme: str, table: str) -> str:

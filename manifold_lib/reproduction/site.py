@@ -3,11 +3,10 @@
 import argparse
 import html
 import inspect
-import json
 import posixpath
 import re
 import shutil
-import tempfile
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -20,8 +19,8 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 import manifold_lib
 
 from ..core import files
-from . import runtime
-from .results import validate
+from . import report, runtime
+from .report import docstring_markdown
 
 INDEX, API = "index.html", "api.html"
 # raw text holds neither < nor >: nbconvert escapes both
@@ -35,35 +34,22 @@ def build(profile: str, target: Path) -> None:
     """Write the site of a profile, in one step: when a build fails, the folder is left as it was.
 
     Pages and the files that they link to keep their places in the repository: Markdown becomes a page, other files are
-    copied.
-
-    Parameters
-    ----------
-    profile : {"smoke", "small", "paper"}
-        A notebook that has not run at this profile shows the outputs stored in its source, and says so.
-    target : Path
-        The folder of the site; replaced.
-
-    Raises
-    ------
-    ValueError
-        For a link that leads nowhere, naming page and link.
+    copied. A link that leads nowhere raises a ValueError that names page and link.
     """
     if profile not in runtime.PROFILES:
         raise ValueError(f"profile: got {profile!r}, wants one of {', '.join(runtime.PROFILES)}")
     with files.locked(target):
         for leftover in [*target.parent.glob(f"{target.name}.*.staging"), *target.parent.glob(f"{target.name}.*.old")]:
             shutil.rmtree(leftover)
-        staging = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".staging", dir=target.parent))
-        staging.chmod(0o755)
+        staging = target.with_name(f"{target.name}.new.staging")
+        staging.mkdir()
         try:
             texts, copied = render(profile)
-            for place, text in texts.items():
+            contents = {place: text.encode() for place, text in texts.items()}
+            contents |= {place: (runtime.ROOT / place).read_bytes() for place in copied}
+            for place, content in contents.items():
                 (staging / place).parent.mkdir(parents=True, exist_ok=True)
-                (staging / place).write_text(text, encoding="utf-8")
-            for place in copied:
-                (staging / place).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(runtime.ROOT / place, staging / place)
+                (staging / place).write_bytes(content)
             files.replace_folder(staging, target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -72,39 +58,32 @@ def build(profile: str, target: Path) -> None:
 def render(profile: str) -> tuple[dict[str, str], list[str]]:
     """The pages of the site by their place, and the files of the repository that they show or link to."""
     notebooks = _notebooks(profile)
-    readme = (runtime.ROOT / "README.md").read_text(encoding="utf-8")
-    pages = {
-        INDEX: _page(new_markdown_cell(_gallery(profile, _title(readme), notebooks))),
-        **notebooks,
-        API: _page(new_markdown_cell(render_api())),
-    }
-    exporter = HTMLExporter(
-        template_name="site_template",
-        extra_template_basedirs=[str(Path(__file__).parent)],
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-    )
+    title = _title((runtime.ROOT / "README.md").read_text(encoding="utf-8"))
+    index = report.render_index(profile, title, {file: _markdown(notebook) for file, notebook in notebooks.items()})
+    pages = {INDEX: _page(index), **notebooks, API: _page(render_api())}
+    bar = {INDEX: "Index", **{file: Path(file).name[:2] for file in notebooks}, API: "API"}
+    folder, prompts = str(Path(__file__).parent), {"exclude_input_prompt": True, "exclude_output_prompt": True}
+    exporter = HTMLExporter(template_name="site_template", extra_template_basedirs=[folder], **prompts)
     texts: dict[str, str] = {}
     copied: set[str] = set()
     waiting = list(pages)
-    while waiting:
-        page = waiting.pop(0)
-        resources = {"page": _surroundings(page, pages[page], notebooks)}
-        text, _ = exporter.from_notebook_node(pages[page], resources)
-        for link in sorted({html.unescape(link) for _, link in _LINK.findall(text)}):
+    for page in waiting:  # which grows by the Markdown files that are linked
+        links = [(title, _relative(file, page)) for file, title in bar.items()]
+        around = {"title": _title(_markdown(pages[page])), "bar": links}
+        texts[page], _ = exporter.from_notebook_node(pages[page], {"page": around})
+        for link in sorted({html.unescape(link) for _, link in _LINK.findall(texts[page])}):
             file = _file(page, link)
             if file is None or file in pages or file in copied:
                 continue
             if file.startswith(("/", "../")) or not (runtime.ROOT / file).is_file():
                 raise ValueError(f"{page}: link {link!r} leads to {file}, which is no file of the repository")
             if file.endswith(".md"):
-                pages[file] = _page(new_markdown_cell((runtime.ROOT / file).read_text(encoding="utf-8")))
+                pages[file] = _page((runtime.ROOT / file).read_text(encoding="utf-8"))
                 waiting.append(file)
             else:
                 copied.add(file)
-        texts[page] = text
-    _check_anchors(texts)
-    return {_place(page, pages): _relinked(page, text, pages) for page, text in texts.items()}, sorted(copied)
+    ids = {page: set(map(html.unescape, _ID.findall(text))) for page, text in texts.items()}
+    return {_place(page, ids): _relinked(page, text, ids) for page, text in texts.items()}, sorted(copied)
 
 
 def _notebooks(profile: str) -> Pages:
@@ -126,10 +105,13 @@ def _notebooks(profile: str) -> Pages:
     return pages
 
 
-def _page(cell: NotebookNode) -> NotebookNode:
-    """A page of one cell, which goes through the same template as the notebooks."""
-    cell.id = "page"  # nbformat draws another each time
-    return new_notebook(cells=[cell])
+def _page(text: str) -> NotebookNode:
+    """A page of one Markdown cell, for the template of the notebooks; nbformat would draw another id each time."""
+    return new_notebook(cells=[new_markdown_cell(text, id="page")])
+
+
+def _markdown(notebook: NotebookNode) -> str:
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
 def _title(text: str) -> str:
@@ -138,58 +120,8 @@ def _title(text: str) -> str:
     return found[1] if found else ""
 
 
-def _heading(notebook: NotebookNode) -> str:
-    return next(filter(None, (_title(cell.source) for cell in notebook.cells if cell.cell_type == "markdown")), "")
-
-
-def _gallery(profile: str, title: str, notebooks: Pages) -> str:
-    """The index, as Markdown: what each notebook promises, its verdicts and its figures."""
-    text, verdicts = "", []
-    for file, notebook in notebooks.items():
-        markdown = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-        promise = next(iter(re.findall(r"(?:^|\n\n)(\*\*.+?\*\*)(?=\n\n|$)", markdown, flags=re.S)), "")
-        text += f"## [{_heading(notebook)}]({file})\n\n{promise}\n\n"
-        folder = f"figures/{profile}/{Path(file).stem}"
-        results = runtime.ROOT / folder / "results.json"
-        if not results.exists():
-            text += f"No results at profile `{profile}` yet: `make {Path(file).name[:2]} PROFILE={profile}`.\n\n"
-            continue
-        document = json.loads(results.read_text(encoding="utf-8"))
-        validate(document)
-        found = [row["verdict"] for row in document["claims"]]
-        verdicts += found
-        text += f"{_counted(found)}.\n\n"
-        for name in document["figures"]:
-            alternative = f"{Path(name).stem.replace('_', ' ')}, profile {profile}"
-            text += f"[![{alternative}]({folder}/{name})]({file})\n"
-        text += "\n"
-    return (
-        f"# {title}\n\nProfile `{profile}`. {_counted(verdicts)}. Every claim with its source and its interval: "
-        "[figures and claims](figures/README.md). What this is and how to run it: [README](README.md), "
-        "[notebooks](notebooks/README.md), [data and models](data/README.md).\n\n" + text
-    )
-
-
-def _counted(verdicts: list[str]) -> str:
-    """``27 claims: 20 reproduced, 7 inconclusive``, in the order of the verdicts' strength."""
-    order = ("reproduced", "not reproduced", "inconclusive", "not attempted")
-    counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in order if verdict in verdicts]
-    return f"{len(verdicts)} claims" + (f": {', '.join(counts)}" if counts else "")
-
-
-def _surroundings(page: str, content: NotebookNode, notebooks: Pages) -> dict[str, object]:
-    """What the template needs around a page: its title, the bar at the top, the pages before and after it."""
-    titles = {INDEX: "Index", **{file: _heading(notebook) for file, notebook in notebooks.items()}, API: "API"}
-    links = {file: posixpath.relpath(file, posixpath.dirname(page) or ".") for file in titles}
-    order = list(titles)
-    at = order.index(page) if page in order else len(order)
-    before, after = order[:at][-1:] if page in order else [], order[at + 1 :][:1]
-    return {
-        "title": titles[page] if page == API else _heading(content),
-        "bar": [(Path(file).name[:2] if file in notebooks else titles[file], links[file]) for file in order],
-        "previous": [(titles[file], links[file]) for file in before],
-        "next": [(titles[file], links[file]) for file in after],
-    }
+def _relative(place: str, page: str) -> str:
+    return posixpath.relpath(place, posixpath.dirname(page) or ".")
 
 
 def _file(page: str, link: str) -> str | None:
@@ -200,37 +132,29 @@ def _file(page: str, link: str) -> str | None:
     return posixpath.normpath(posixpath.join(posixpath.dirname(page), unquote(parts.path)))
 
 
-def _place(file: str, pages: Pages) -> str:
+def _place(file: str, ids: dict[str, set[str]]) -> str:
     """Where a file of the repository lies on the site."""
-    return str(Path(file).with_suffix(".html").as_posix()) if file in pages else file
+    return Path(file).with_suffix(".html").as_posix() if file in ids else file
 
 
-def _relinked(page: str, text: str, pages: Pages) -> str:
-    """The links to files of the repository turned into links to their places on the site."""
+def _relinked(page: str, text: str, ids: dict[str, set[str]]) -> str:
+    """Turn links to files into links to their places on the site; refuse one to a heading that is not there."""
 
     def relink(found: re.Match) -> str:
         link = html.unescape(found[2])
-        file = _file(page, link)
+        file, parts = _file(page, link), urlsplit(link)
+        target = file or page
+        if parts.fragment and not parts.scheme and target in ids and parts.fragment not in ids[target]:
+            raise ValueError(f"{page}: link {link!r} leads to a heading that {target} does not have")
         if file is None:
             return found[0]
-        place = quote(posixpath.relpath(_place(file, pages), posixpath.dirname(page) or "."))
-        fragment = urlsplit(link).fragment
-        return found[1] + html.escape(place + (f"#{fragment}" if fragment else ""))
+        place = quote(_relative(_place(file, ids), page))
+        return found[1] + html.escape(place + (f"#{parts.fragment}" if parts.fragment else ""))
 
     return _LINK.sub(relink, text)
 
 
-def _check_anchors(texts: dict[str, str]) -> None:
-    """Refuse a link to a heading that is not there."""
-    ids = {page: set(map(html.unescape, _ID.findall(text))) for page, text in texts.items()}
-    for page, text in texts.items():
-        for link in (html.unescape(link) for _, link in _LINK.findall(text)):
-            file, fragment = _file(page, link) or page, urlsplit(link).fragment
-            if not urlsplit(link).scheme and fragment and file in ids and fragment not in ids[file]:
-                raise ValueError(f"{page}: link {link!r} leads to a heading that {file} does not have")
-
-
-# --- the API page --------------------------------------------------------------------------------
+# --- the API page ---
 
 _ROOMS = ("paths", "geometry", "attribution", "evaluation", "models", "data")
 
@@ -245,10 +169,8 @@ def render_api() -> str:
     for module, names in modules.items():
         text += f"\n- **{module}**: " + ", ".join(f"[`{name}`](#{name})" for name in names)
     for module, names in modules.items():
-        summary = inspect.getdoc(inspect.getmodule(next(iter(names.values()))))
-        text += f"\n\n## {module}\n\n{markdown(summary or '', known)}"
-        for name, value in names.items():
-            text += _entry(name, value, known)
+        text += f"\n\n## {module}\n\n{docstring_markdown(inspect.getdoc(sys.modules[module]) or '', known)}"
+        text += "".join(_entry(name, value, known) for name, value in names.items())
     return text
 
 
@@ -271,7 +193,7 @@ def _entry(name: str, value: Any, known: set[str]) -> str:
     """One name; below a class the methods that it, or a base class of ours, documents."""
     text = f'\n\n<h3 id="{name}"><code>{name}</code></h3>\n'
     text += f'<pre class="signature">{html.escape(signature(name, value), quote=False)}</pre>\n\n'
-    text += markdown(inspect.getdoc(value) or "", known)
+    text += docstring_markdown(inspect.getdoc(value) or "", known)
     if inspect.isclass(value):
         for method, function in inspect.getmembers(value, inspect.isfunction):
             ours = function.__module__.startswith(manifold_lib.__name__) and function.__doc__
@@ -292,67 +214,22 @@ def signature(name: str, value: Any) -> str:
         if parameter.kind is parameter.KEYWORD_ONLY and not any(entry.startswith("*") for entry in written):
             written.append("*")
         text = str(parameter.replace(annotation=parameter.empty, default=parameter.empty))
-        if parameter.annotation is not parameter.empty:
-            text += f": {_annotation(parameter.annotation)}"
+        text += _annotation(": ", parameter.annotation)
         if parameter.default is not parameter.empty:
             # the repr of a function holds an address
             text += f" = {getattr(parameter.default, '__name__', repr(parameter.default))}"
         written.append(text)
-    result = ""
-    if found.return_annotation is not found.empty and not inspect.isclass(value):
-        result = f" -> {_annotation(found.return_annotation)}"
+    result = "" if inspect.isclass(value) else _annotation(" -> ", found.return_annotation)
     line = f"{name}({', '.join(written)}){result}"
     return line if len(line) <= 88 else f"{name}(\n" + "".join(f"    {entry},\n" for entry in written) + f"){result}"
 
 
-def _annotation(annotation: Any) -> str:
-    """An annotation as the source has it; that of a named tuple is a forward reference."""
-    return str(getattr(annotation, "__forward_arg__", annotation))
-
-
-def markdown(docstring: str, known: set[str]) -> str:
-    """A numpydoc docstring as Markdown; roles such as ``:func:`` become links to the names that are known."""
-    summary, *sections = re.split(r"^(\w[\w ]*)\n-{3,}\n", docstring, flags=re.M)
-    text = _prose(summary, known)
-    for title, body in zip(sections[::2], sections[1::2], strict=True):
-        text += f"<h4>{title}</h4>\n\n"
-        if title not in ("Parameters", "Returns", "Raises"):
-            text += _prose(body, known)
-            continue
-        for head, what in re.findall(r"^(\S.*)\n?((?:(?: .*)?\n)*(?: .*)?)", body, flags=re.M):
-            name, colon, kind = head.partition(" : ")
-            item = f"`{name}`{colon}{_inline(kind, known)}\n\n{_prose(inspect.cleandoc(what), known)}"
-            text += "- " + item.rstrip().replace("\n", "\n  ") + "\n"
-        text += "\n"
-    return text
-
-
-def _prose(text: str, known: set[str]) -> str:
-    """Paragraphs: examples become code, lines such as ``field : what it holds`` a list."""
-    result = ""
-    for paragraph in filter(None, re.split(r"\n\s*\n", text.strip())):
-        if paragraph.startswith(">>>"):
-            result += f"```pycon\n{paragraph}\n```\n\n"
-        elif re.match(r"\w+(?:, \w+)* : ", paragraph):
-            fields = re.findall(r"^(\w+(?:, \w+)*) : (.*(?:\n +.*)*)", paragraph, flags=re.M)
-            result += "".join(f"- `{name}` : {_inline(what, known)}\n" for name, what in fields) + "\n"
-        else:
-            result += _inline(paragraph, known) + "\n\n"
-    return result
-
-
-def _inline(text: str, known: set[str]) -> str:
-    """One run of text: literals and roles become code, and no other character is markup."""
-
-    def code(found: re.Match) -> str:
-        name, literal = (found[1] or "").removeprefix("manifold_lib."), found[2]
-        return f"[`{name}`](#{name})" if name in known else f"`{name or literal}`"
-
-    parts = re.split(r"(:\w+:`[^`]+`|``.+?``|`[^`]+`)", text)
-    for index, part in enumerate(parts):
-        pattern, new = (r":\w+:`([^`]+)`|`{1,2}(.+?)`{1,2}", code) if index % 2 else (r"[\\*_\[\]<>|#$~&]", r"\\\g<0>")
-        parts[index] = re.sub(pattern, new, part)
-    return "".join(parts)
+def _annotation(mark: str, annotation: Any) -> str:
+    """An annotation after its mark, its names without their modules; nothing where there is none."""
+    if annotation is inspect.Parameter.empty:
+        return ""
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return mark + re.sub(r"\b(?:\w+\.)+(?=\w)", "", text)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from nbformat import write
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 import manifold_lib as ml
-from manifold_lib.reproduction import runtime, site
+from manifold_lib.reproduction import report, runtime, site
 from manifold_lib.reproduction.execute import absolute_paths
 
 ROOT = runtime.ROOT
@@ -196,7 +196,7 @@ def test_a_build_that_fails_leaves_the_earlier_site(repository, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    for place in "render", "_check_anchors":
+    for place in "render", "_relinked":
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(site, place, fail)
             site.build("small", target)
@@ -223,13 +223,15 @@ def test_a_docstring_becomes_markdown():
     text = "Sums *shape | of ``a < b``, by :func:`manifold_lib.integrate` or :func:`other`.\n\nTwo\nlines.\n\n"
     text += 'Parameters\n----------\na, b : {"x"}, optional\n    What.\n\n    More.\nc : int\n\n'
     text += "Returns\n-------\nTensor\n    It.\n\nExamples\n--------\n>>> 1 + 1\n2\n\nSo."
-    shown = site.markdown(text, {"integrate"})
+    shown = report.docstring_markdown(text, {"integrate"})
     assert shown.startswith(r"Sums \*shape \| of `a < b`, by [`integrate`](#integrate) or `other`.")
     assert "\n\nTwo\nlines.\n\n<h4>Parameters</h4>\n\n" in shown
     assert '- `a, b` : {"x"}, optional\n  \n  What.\n  \n  More.\n- `c` : int\n\n' in shown
     assert "<h4>Returns</h4>\n\n- `Tensor`\n  \n  It.\n" in shown
     assert shown.endswith("<h4>Examples</h4>\n\n```pycon\n>>> 1 + 1\n2\n```\n\nSo.\n\n")
-    fields = site.markdown("Summary.\n\nx : (B,), this\n    goes on.\ny : that.\n\nThe end : no field?", set())
+    fields = report.docstring_markdown(
+        "Summary.\n\nx : (B,), this\n    goes on.\ny : that.\n\nThe end : no field?", set()
+    )
     assert "- `x` : (B,), this\n    goes on.\n- `y` : that.\n" in fields
     assert fields.endswith("\n\nThe end : no field?\n\n")
 
