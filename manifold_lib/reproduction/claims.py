@@ -19,23 +19,10 @@ def interval(
     seed: int = 0,
     groups: ArrayLike | None = None,
 ) -> tuple[float, float, float]:
-    """Mean and percentile-bootstrap interval.
+    """Mean, lower and upper end of the percentile-bootstrap interval of the finite values (N,).
 
-    Parameters
-    ----------
-    values : array-like or Tensor
-        Per-image paired differences, (N,). NaN and infinity are left out.
-    level : float
-        Coverage of the interval.
-    groups : array-like, optional
-        The training seed of each value, (N,). The bootstrap then draws seeds first and images within
-        them, and the mean is that of the seeds' means.
-
-    Returns
-    -------
-    tuple of float
-        Mean, lower and upper end. Both ends are NaN with fewer than two values (seeds, with ``groups``):
-        there is no interval then.
+    With ``groups``, the training seed of each value (N,), the bootstrap draws seeds first and images within them, and
+    the mean is that of the seeds' means. Both ends are NaN with fewer than two values, or seeds.
     """
     parts, _ = _finite_parts(values, groups)
     mean = float(np.mean([part.mean() for part in parts]))
@@ -79,13 +66,8 @@ def _finite_parts(values: ArrayLike, groups: ArrayLike | None) -> tuple[list[np.
 def judge(kind: str, threshold: float, value: float, ci95: tuple[float, float] | list[float] | None) -> str:
     """The verdict on a claim: ``"reproduced"``, ``"not reproduced"`` or ``"inconclusive"``.
 
-    Parameters
-    ----------
-    kind : {"greater", "less", "equivalent", "exact"}
-        ``greater`` and ``less`` ask for the whole interval beyond ``threshold``, ``equivalent`` for the whole
-        interval within ±``threshold``, ``exact`` for \\|``value``\\| ≤ ``threshold``.
-    ci95 : pair of float or None
-        Only ``exact`` is judged without an interval; the other kinds are then inconclusive.
+    ``greater`` and ``less`` ask for the whole interval beyond ``threshold``, ``equivalent`` for it within
+    ±``threshold`` (all are inconclusive without an interval), and ``exact`` for \\|``value``\\| ≤ ``threshold``.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, wants one of {', '.join(map(repr, KINDS))}")
@@ -127,24 +109,11 @@ def claim(
     paper: float | None = None,
     note: str = "",
 ) -> dict[str, Any]:
-    """One row of the results: what a paper says, what was measured, and the verdict.
+    """One row of ``results.json``: what a paper says, what was measured, and the verdict.
 
-    Parameters
-    ----------
-    values : array-like or Tensor, optional
-        Per-image values: ``value``, ``ci95`` and ``n`` are computed from the finite ones. An ``exact`` claim
-        takes the value of largest magnitude, and they must all be finite.
-    value, ci95, n
-        Given instead of ``values``; ``n`` is then 1 unless it is said.
-    groups : array-like, optional
-        The training seed of each value; ``n`` then counts seeds (:func:`interval`).
-    paper : float, optional
-        The paper's number: shown, never used.
-
-    Returns
-    -------
-    dict
-        In the key order of ``results.json``.
+    ``value``, ``ci95`` and ``n`` are those of the finite per-image ``values``; an ``exact`` claim takes the value of
+    largest magnitude, and wants all finite. Or they are given instead, ``n`` being 1 by default. With ``groups``
+    ``n`` counts seeds (:func:`interval`). The ``paper``'s number is shown, never used.
     """
     if (values is None) == (value is None):
         raise ValueError(f"claim {id}: wants either values or value")

@@ -1,7 +1,4 @@
-"""The methods that notebook 06 compares: ``METHODS`` gives the maps and the path of each, on equal terms.
-
-A new method is one more line of ``METHODS``.
-"""
+"""The methods that notebook 06 compares: ``METHODS`` gives the maps and the path of each, one entry a method."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,29 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..attribution import (
-    blur_ig,
-    blur_path,
-    energy_ig,
-    energy_path,
-    enhanced_ig,
-    enhanced_path,
-    expected_gradients,
-    geodesic_ig,
-    geodesic_paths,
-    gradient,
-    guided_ig,
-    guided_path,
-    idgi,
-    integrated_gradients,
-    ma_gig,
-    ma_gig_path,
-    manifold_ig,
-    manifold_path,
-    smoothgrad,
-    tangential_baseline,
-    tangential_ig,
-)
+from .. import attribution
 from ..core.scorer import Model
 from ..geometry import tangent_basis
 from ..paths import Path, straight_path
@@ -114,7 +89,7 @@ def _aligned(case: Case) -> dict[str, Any]:
 
 
 def _aligned_start(case: Case) -> Tensor:
-    return tangential_baseline(*_given(case), **_aligned(case)).baselines
+    return attribution.tangential_baseline(*_given(case), **_aligned(case)).baselines
 
 
 def _latent(case: Case, **more: Any) -> dict[str, Any]:
@@ -139,51 +114,53 @@ def _energy(case: Case) -> dict[str, Any]:
 METHODS: dict[str, Method] = {
     "random": Method(_noise),
     "|x − x'|": Method(lambda case: (case.inputs - case.baselines).abs()),
-    "gradient": Method(lambda case: gradient(*_given(case))),
-    "input × gradient": Method(lambda case: (case.inputs - case.baselines) * gradient(*_given(case))),
-    "SmoothGrad": Method(lambda case: smoothgrad(*_given(case), n_samples=case.n_steps, generator=_generator(case))),
+    "gradient": Method(lambda case: attribution.gradient(*_given(case))),
+    "input × gradient": Method(lambda case: (case.inputs - case.baselines) * attribution.gradient(*_given(case))),
+    "SmoothGrad": Method(
+        lambda case: attribution.smoothgrad(*_given(case), n_samples=case.n_steps, generator=_generator(case))
+    ),
     "IG": Method(
-        lambda case: integrated_gradients(*_given(case), baselines=case.baselines, n_steps=case.n_steps),
+        lambda case: attribution.integrated_gradients(*_given(case), baselines=case.baselines, n_steps=case.n_steps),
         lambda case: straight_path(case.inputs, case.baselines),
     ),
-    "IDGI": Method(lambda case: idgi(*_given(case), baselines=case.baselines, n_steps=case.n_steps)),
+    "IDGI": Method(lambda case: attribution.idgi(*_given(case), baselines=case.baselines, n_steps=case.n_steps)),
     "expected gradients": Method(
-        lambda case: expected_gradients(
+        lambda case: attribution.expected_gradients(
             *_given(case), references=case.nodes, n_samples=case.n_steps, generator=_generator(case)
         ),
     ),
     "aligned IG": Method(
-        lambda case: tangential_ig(*_given(case), n_ig_steps=case.n_steps, **_aligned(case)),
+        lambda case: attribution.tangential_ig(*_given(case), n_ig_steps=case.n_steps, **_aligned(case)),
         lambda case: straight_path(case.inputs, _aligned_start(case)),
         _aligned_start,
     ),
     "Guided IG": Method(
-        lambda case: guided_ig(*_given(case), **_guided(case)),
-        lambda case: guided_path(*_given(case), **_guided(case)),
+        lambda case: attribution.guided_ig(*_given(case), **_guided(case)),
+        lambda case: attribution.guided_path(*_given(case), **_guided(case)),
     ),
     "EIG": Method(
-        lambda case: enhanced_ig(*_given(case), **_latent(case, n_steps=case.n_steps)),
-        lambda case: enhanced_path(case.inputs, **_latent(case, bridge=False)),
+        lambda case: attribution.enhanced_ig(*_given(case), **_latent(case, n_steps=case.n_steps)),
+        lambda case: attribution.enhanced_path(case.inputs, **_latent(case, bridge=False)),
     ),
     "MIG": Method(
-        lambda case: manifold_ig(*_given(case), **_latent(case, max_iter=case.max_iter)),
-        lambda case: manifold_path(case.inputs, **_latent(case, max_iter=case.max_iter, bridge=False)),
+        lambda case: attribution.manifold_ig(*_given(case), **_latent(case, max_iter=case.max_iter)),
+        lambda case: attribution.manifold_path(case.inputs, **_latent(case, max_iter=case.max_iter, bridge=False)),
     ),
     "MA-GIG": Method(
-        lambda case: ma_gig(*_given(case), **_latent(case, n_steps=case.n_steps)),
-        lambda case: ma_gig_path(*_given(case), **_latent(case, n_steps=case.n_steps, bridge=False)),
+        lambda case: attribution.ma_gig(*_given(case), **_latent(case, n_steps=case.n_steps)),
+        lambda case: attribution.ma_gig_path(*_given(case), **_latent(case, n_steps=case.n_steps, bridge=False)),
     ),
     "Blur IG": Method(
-        lambda case: blur_ig(*_given(case), n_steps=case.n_steps),
-        lambda case: blur_path(case.inputs),
-        lambda case: blur_path(case.inputs).sample(1)[:, 0],
+        lambda case: attribution.blur_ig(*_given(case), n_steps=case.n_steps),
+        lambda case: attribution.blur_path(case.inputs),
+        lambda case: attribution.blur_path(case.inputs).sample(1)[:, 0],
     ),
     "GeoIG-kNN": Method(
-        lambda case: geodesic_ig(*_given(case), **_graph(case)),
-        lambda case: geodesic_paths(*_given(case), **_graph(case)),
+        lambda case: attribution.geodesic_ig(*_given(case), **_graph(case)),
+        lambda case: attribution.geodesic_paths(*_given(case), **_graph(case)),
     ),
     "GeoIG-energy": Method(
-        lambda case: energy_ig(*_given(case), **_energy(case)),
-        lambda case: energy_path(*_given(case), **_energy(case)),
+        lambda case: attribution.energy_ig(*_given(case), **_energy(case)),
+        lambda case: attribution.energy_path(*_given(case), **_energy(case)),
     ),
 }

@@ -1,7 +1,4 @@
-"""Run notebooks so that a result is either whole or absent. The Makefile calls this file by its path.
-
-Nothing here imports the package: torch would add seconds to every call.
-"""
+"""Run notebooks, each result whole or absent. The Makefile calls this file by its path; torch would take seconds."""
 
 import argparse
 import contextlib
@@ -13,7 +10,6 @@ import re
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,13 +17,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILD = Path(".build")
-FIGURES = Path("figures")
-NOTEBOOKS = Path("notebooks")
+BUILD, FIGURES, NOTEBOOKS = Path(".build"), Path("figures"), Path("notebooks")
 PROFILES = ("smoke", "small", "paper")  # those of runtime.py, which would import torch
 MAX_BYTES = 1_000_000
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-
 _kernel_groups: list[int] = []
 
 
@@ -36,17 +29,15 @@ class Failed(RuntimeError):
 
 
 def absolute_paths(text: str) -> list[str]:
-    """The absolute paths in a text: they name somebody's machine and break on another."""
+    """The absolute paths in a text, which other machines do not have."""
     return re.findall(r"(?<![\w.:/+~>-])/(?:home|Users|root|tmp|private|var|opt|usr|mnt|media|srv)/[^\s\"'\\]*", text)
 
 
 def write_text(path: Path, text: str, modified: float | None = None) -> None:
     """Replace a file in one step; ``modified`` is the time to give it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.chmod(temporary, 0o644)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text, encoding="utf-8")
     if modified is not None:
         os.utime(temporary, (modified, modified))
     os.replace(temporary, path)
@@ -70,13 +61,12 @@ def tidy(notebook: Any) -> str:
     """The text of an executed notebook, without timings, versions, widgets and the folders of this machine."""
     import nbformat
 
-    notebook.metadata.pop("papermill", None)
-    notebook.metadata.pop("widgets", None)
+    for metadata in [notebook.metadata, *(cell.metadata for cell in notebook.cells)]:
+        for key in "papermill", "widgets", "execution":
+            metadata.pop(key, None)
     notebook.metadata.get("language_info", {}).pop("version", None)
     notebook.metadata["kernelspec"] = KERNEL
     for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.id = "injected-parameters"  # papermill draws a new one each time
         if not cell.metadata.get("tags", True):
@@ -93,16 +83,14 @@ def tidy(notebook: Any) -> str:
     if left := absolute_paths(text):
         raise Failed(f"its outputs hold absolute paths, which no other machine has: {', '.join(sorted(set(left))[:5])}")
     if (size := len(text.encode())) > MAX_BYTES:
-        raise Failed(
-            f"the executed notebook has {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB: "
-            "show fewer or smaller figures in it"
-        )
+        limit = f"{MAX_BYTES / 1e6:.0f} MB: show fewer or smaller figures in it"
+        raise Failed(f"the executed notebook has {size / 1e6:.1f} MB, more than {limit}")
     return text
 
 
 @contextlib.contextmanager
 def alone(slug: str, folder: Path) -> Iterator[int]:
-    """Hold the lock of a notebook, so that it runs once at a time."""
+    """Hold the lock of a notebook, which runs once at a time; keep a failed one, and say where it and its log are."""
     folder.mkdir(parents=True, exist_ok=True)
     # Not SLUG.lock, which the notebook itself takes when it puts its results in place.
     with open(folder / f"{slug}.run.lock", "a") as lock:
@@ -122,43 +110,38 @@ def alone(slug: str, folder: Path) -> Iterator[int]:
             for name in "running", "failed":
                 (folder / f"{slug}.{name}.ipynb").unlink(missing_ok=True)
             yield lock.fileno()
+        except Failed as failure:
+            kept = f"log: {folder}/{slug}.log"
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(folder / f"{slug}.running.ipynb", folder / f"{slug}.failed.ipynb")
+                kept += f", notebook: {folder}/{slug}.failed.ipynb"
+            raise Failed(f"{slug}: {failure}\n{slug}: {kept}") from failure
         finally:
             fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def execute(slug: str, source: Path, folder: Path, lock: int, parameters: dict[str, Any]) -> Any:
     """Execute a notebook in a new kernel and return it; what is printed meanwhile goes to the log."""
-    log, running = folder / f"{slug}.log", folder / f"{slug}.running.ipynb"
-    with open(log, "w") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
+    with open(folder / f"{slug}.log", "w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
 
     from jupyter_client.manager import AsyncKernelManager
-    from jupyter_client.provisioning import LocalProvisioner
     from papermill import PapermillExecutionError, execute_notebook
 
     class Kernel(AsyncKernelManager):
         async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
             # The kernel inherits the lock: should it outlive this process, the next run waits for its end.
             await super().start_kernel(pass_fds=(lock,), **options)
-            if isinstance(self.provisioner, LocalProvisioner) and self.provisioner.pid is not None:
-                _kernel_groups.append(os.getpgid(self.provisioner.pid))
+            if pid := getattr(self.provisioner, "pid", None):
+                _kernel_groups.append(os.getpgid(pid))
 
     # Bars of notebooks that run side by side would overwrite each other.
     watched = sys.stderr.isatty() and "jobserver" not in os.environ.get("MAKEFLAGS", "")
+    options = {"kernel_name": "python3", "kernel_manager_class": Kernel, "cwd": NOTEBOOKS, "start_timeout": 300}
+    shown = {"log_output": True, "progress_bar": watched, "autosave_cell_every": 30 if watched else 0}
     try:
-        return execute_notebook(
-            source,
-            running,
-            parameters,
-            kernel_name="python3",
-            kernel_manager_class=Kernel,
-            cwd=NOTEBOOKS,
-            log_output=True,
-            progress_bar=watched,
-            autosave_cell_every=30 if watched else 0,
-            start_timeout=300,
-        )
+        return execute_notebook(source, folder / f"{slug}.running.ipynb", parameters, **options, **shown)
     except PapermillExecutionError as error:
         code = "\n".join(f"    {line}" for line in error.source.splitlines()[:6])
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
@@ -168,26 +151,12 @@ def execute(slug: str, source: Path, folder: Path, lock: int, parameters: dict[s
         raise Failed(f"{type(error).__name__}: {error}") from error
 
 
-@contextlib.contextmanager
-def explained(slug: str, folder: Path) -> Iterator[None]:
-    """Keep a failed notebook for reading, and say where it and its log are."""
-    try:
-        yield
-    except Failed as failure:
-        kept = f"log: {folder}/{slug}.log"
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(folder / f"{slug}.running.ipynb", folder / f"{slug}.failed.ipynb")
-            kept += f", notebook: {folder}/{slug}.failed.ipynb"
-        raise Failed(f"{slug}: {failure}\n{slug}: {kept}") from failure
-
-
 def run(slug: str, profile: str, device: str) -> None:
     """Make ``figures/PROFILE/SLUG`` and, when all of it is there, the stamp that lists its files."""
-    folder, figures = BUILD / profile, FIGURES / profile / slug
+    folder, figures, asked = BUILD / profile, FIGURES / profile / slug, time.time()
     stamp, results = folder / f"{slug}.done", figures / "results.json"
     source, settings = BUILD / "src" / f"{slug}.ipynb", NOTEBOOKS / "params" / f"{slug}.{profile}.yml"
-    asked = time.time()
-    with alone(slug, folder) as lock, explained(slug, folder):
+    with alone(slug, folder) as lock:
         if stamp.exists() and stamp.stat().st_ctime >= asked:
             print(f"{slug} ({profile}): the other run made it", flush=True)
             return
@@ -200,8 +169,7 @@ def run(slug: str, profile: str, device: str) -> None:
             parameters = yaml.safe_load(settings.read_text(encoding="utf-8")) or {}
         elif profile != "smoke":
             raise Failed(f"{settings} is missing")
-        parameters |= {"profile": profile, "device": device}
-        notebook = execute(slug, source, folder, lock, parameters)
+        notebook = execute(slug, source, folder, lock, parameters | {"profile": profile, "device": device})
         if not results.exists() or results.stat().st_mtime < started:
             raise Failed(f"it ran to its end but wrote no {results}")
         write_text(figures / f"{slug}.ipynb", tidy(notebook))
@@ -216,9 +184,8 @@ def run(slug: str, profile: str, device: str) -> None:
 
 def refresh(slug: str) -> None:
     """Execute a source with the defaults of its parameters cell and keep the outputs in it."""
-    source, folder = NOTEBOOKS / f"{slug}.ipynb", BUILD / "smoke"
-    started = time.time()
-    with alone(slug, folder) as lock, explained(slug, folder):
+    source, folder, started = NOTEBOOKS / f"{slug}.ipynb", BUILD / "smoke", time.time()
+    with alone(slug, folder) as lock:
         write_text(source, tidy(execute(slug, source, folder, lock, {})))
         (folder / f"{slug}.running.ipynb").unlink()
     print(f"{source}: outputs refreshed, {time.time() - started:.0f} s", flush=True)
@@ -230,65 +197,54 @@ def _stop_kernels() -> None:
             os.killpg(group, signal.SIGKILL)
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """When make is killed nobody waits for this run any more: end it and its kernel."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        _stop_kernels()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    _stop_kernels()
+    os._exit(1)
 
 
-def main() -> int:
+def main() -> None:
     """Strip, run or refresh notebooks."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("strip", help=strip.__doc__)
-    command.add_argument("source", type=Path)
-    command.add_argument("target", type=Path)
-    command = commands.add_parser("run", help=run.__doc__)
-    command.add_argument("slug")
-    command.add_argument("--profile", choices=PROFILES, required=True)
-    command.add_argument("--device", default="auto")
-    command = commands.add_parser("refresh", help=refresh.__doc__)
-    command.add_argument("slugs", nargs="*", metavar="SLUG")
+    of_strip, of_run, of_refresh = (commands.add_parser(f.__name__, help=f.__doc__) for f in (strip, run, refresh))
+    of_strip.add_argument("source", type=Path)
+    of_strip.add_argument("target", type=Path)
+    of_run.add_argument("slug")
+    of_run.add_argument("--profile", choices=PROFILES, required=True)
+    of_run.add_argument("--device", default="auto")
+    of_refresh.add_argument("slugs", nargs="*", metavar="SLUG")
     arguments = parser.parse_args()
     if arguments.command == "strip":
         strip(arguments.source, arguments.target)
-        return 0
-
-    # tqdm warns that it has no widgets, which a run without a reader does not need
+        return
+    # tqdm would warn that it has no widgets
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     if data := os.environ.get("MANIFOLD_DATA", "").strip():
         os.environ["MANIFOLD_DATA"] = str(Path(data).expanduser().resolve())  # the kernel starts in another folder
     os.chdir(ROOT)
-    # File descriptors 1 and 2, which the kernel inherits, will be the log; Python's streams stay the terminal.
+    # The kernel inherits file descriptors 1 and 2, which will be the log; Python's streams stay the terminal.
     sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
-    logging.basicConfig(
-        stream=os.fdopen(2, "w", buffering=1, closefd=False), level=logging.INFO, format="%(asctime)s %(message)s"
-    )
+    log = os.fdopen(2, "w", buffering=1, closefd=False)
+    logging.basicConfig(stream=log, level=logging.INFO, format="%(asctime)s %(message)s")
     logging.captureWarnings(True)
     for number in signal.SIGTERM, signal.SIGHUP:
         signal.signal(number, signal.default_int_handler)
-    _end_with_parent()
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     try:
         if arguments.command == "run":
             run(arguments.slug, arguments.profile, arguments.device)
         for slug in getattr(arguments, "slugs", ()):
             refresh(slug)
     except Failed as failure:
-        print(failure, file=sys.stderr)
-        return 1
+        sys.exit(str(failure))
     except KeyboardInterrupt:
         _stop_kernels()
         print(f"\n{arguments.command} interrupted: nothing half-made is kept", file=sys.stderr, flush=True)
         os._exit(130)  # threads of the kernel's client would delay a normal exit
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

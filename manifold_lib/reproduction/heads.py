@@ -25,11 +25,6 @@ def photo_network(name: str, n_classes: int, *, pretrained: bool = True) -> nn.S
     """One of the paper's networks behind the normalisation of ImageNet, for images in [0, 1], with a random head.
 
     The heads are the released codes': one linear layer, and for VGG-16 two around batch norm, ReLU and dropout.
-
-    Raises
-    ------
-    DataNotFound
-        When torchvision cannot download the pretrained weights.
     """
     check_choice(name, "name", tuple(NETWORKS))
     check_count(n_classes, "n_classes")
@@ -46,10 +41,8 @@ def photo_network(name: str, n_classes: int, *, pretrained: bool = True) -> nn.S
         more = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
         network = torchvision.models.get_model(name, weights=None, **more)
     if name == "vgg16":
-        inner = nn.Linear(512 * 7 * 7, 150)
-        network.classifier = nn.Sequential(
-            inner, nn.BatchNorm1d(150), nn.ReLU(), nn.Dropout(0.5), nn.Linear(150, n_classes)
-        )
+        first, last = nn.Linear(512 * 7 * 7, 150), nn.Linear(150, n_classes)
+        network.classifier = nn.Sequential(first, nn.BatchNorm1d(150), nn.ReLU(), nn.Dropout(0.5), last)
     else:
         last = network.get_submodule(NETWORKS[name])
         network.set_submodule(NETWORKS[name], nn.Linear(last.in_features, n_classes))
@@ -76,10 +69,9 @@ def fit_head(
     head, device = network.get_submodule(part), next(network.parameters()).device
     network.set_submodule(part, nn.Identity())
     try:
-        blocks = progress_bar(
-            range(0, len(photos.files), batch_size), show=progress, desc="features of the photographs"
-        )
-        every = (range(start, min(start + batch_size, len(photos.files))) for start in blocks)
+        n_photos = len(photos.files)
+        blocks = progress_bar(range(0, n_photos, batch_size), show=progress, desc="features of the photographs")
+        every = (range(start, min(start + batch_size, n_photos)) for start in blocks)
         with torch.no_grad():
             features = torch.cat([model(read_photos(photos, rows, size=size).to(device)).cpu() for rows in every])
     finally:

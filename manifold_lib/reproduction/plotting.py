@@ -1,6 +1,7 @@
 """Figures: one style, one colour per method, diverging maps centred at 0 on a scale they share."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,48 +17,36 @@ WIDTH = 7.0  # inches: a text-wide figure of a two-column paper
 _PALETTE = sns.color_palette("colorblind", 10)
 _DARK = sns.color_palette("dark", 10)  # for the baselines of Integrated Gradients
 _BRIGHT = sns.color_palette("bright", 10)  # for what notebooks 04 and 05 compare
-COLOURS = {
-    "gradient": _PALETTE[0],
-    "SmoothGrad": _PALETTE[2],
-    "averaged gradient": _PALETTE[1],
-    "IG": _PALETTE[4],
-    "input × gradient": _PALETTE[3],
-    "robust gradient": _PALETTE[5],
-    "tangent share": _PALETTE[9],
-    "Grad-CAM": _PALETTE[8],
-    "random": _PALETTE[7],
-    "IG, zero": _DARK[4],
-    "IG, max. distance": _DARK[8],
-    "IG, uniform": _DARK[5],
-    "IG, Gaussian": _DARK[9],
-    "aligned IG": _DARK[3],
-    "EIG": _DARK[1],
-    "MIG": _DARK[0],
-    "aligned IG, random subspace": _DARK[6],
-    "GeoIG-kNN": _DARK[2],
-    "GeoIG-energy": _BRIGHT[0],
-    "rank one": _BRIGHT[9],
-    "Enhanced IG (k-NN)": _BRIGHT[1],
-    "Guided IG": _BRIGHT[8],
-    "Occlusion": _BRIGHT[5],
-    "MA-GIG": _BRIGHT[2],
-    "Blur IG": _DARK[7],
-    "expected gradients": _BRIGHT[3],
+_STYLES: dict[str, tuple[Any, Any]] = {
+    "gradient": (_PALETTE[0], "-"),
+    "SmoothGrad": (_PALETTE[2], "--"),
+    "averaged gradient": (_PALETTE[1], "-."),
+    "IG": (_PALETTE[4], "-"),
+    "input × gradient": (_PALETTE[3], ":"),
+    "robust gradient": (_PALETTE[5], "-"),
+    "tangent share": (_PALETTE[9], "-"),
+    "Grad-CAM": (_PALETTE[8], "-"),
+    "random": (_PALETTE[7], (0, (1, 1))),
+    "IG, zero": (_DARK[4], "-"),
+    "IG, max. distance": (_DARK[8], "--"),
+    "IG, uniform": (_DARK[5], "-."),
+    "IG, Gaussian": (_DARK[9], ":"),
+    "aligned IG": (_DARK[3], "-"),
+    "EIG": (_DARK[1], "-"),
+    "MIG": (_DARK[0], "-"),
+    "aligned IG, random subspace": (_DARK[6], "--"),
+    "GeoIG-kNN": (_DARK[2], "-"),
+    "GeoIG-energy": (_BRIGHT[0], "-"),
+    "rank one": (_BRIGHT[9], "--"),
+    "Enhanced IG (k-NN)": (_BRIGHT[1], "-."),
+    "Guided IG": (_BRIGHT[8], "--"),
+    "Occlusion": (_BRIGHT[5], ":"),
+    "MA-GIG": (_BRIGHT[2], "-"),
+    "Blur IG": (_DARK[7], "-"),
+    "expected gradients": (_BRIGHT[3], "-"),
 }
-_DASHES = {
-    "SmoothGrad": "--",
-    "averaged gradient": "-.",
-    "input × gradient": ":",
-    "random": (0, (1, 1)),
-    "IG, max. distance": "--",
-    "IG, uniform": "-.",
-    "IG, Gaussian": ":",
-    "aligned IG, random subspace": "--",
-    "rank one": "--",
-    "Enhanced IG (k-NN)": "-.",
-    "Guided IG": "--",
-    "Occlusion": ":",
-}
+COLOURS = {name: colour for name, (colour, _) in _STYLES.items()}
+_DASHES = {name: dash for name, (_, dash) in _STYLES.items()}
 DIVERGING = "RdBu_r"
 
 
@@ -123,19 +112,11 @@ def plot_maps(
     notes: Mapping[str, Sequence[str]] | None = None,
     clip: float = 0.005,
 ) -> Figure:
-    """A grid: one row of images, then rows of attribution maps, all on one diverging scale.
+    """A grid of ``rows``, label -> (N, C, H, W): images, then attribution maps, all on one diverging scale.
 
-    Every map is scaled to unit L2 norm first, then the pooled absolute values are clipped at the
-    1 − ``clip`` quantile, so that rows can be compared by eye.
-
-    Parameters
-    ----------
-    rows : mapping
-        Label -> (N, C, H, W); the rows named by ``images`` are shown in grey or colour.
-    titles : sequence of str, optional
-        One for each column.
-    notes : mapping, optional
-        Label -> a few characters for the corner of each map of that row.
+    Every map is scaled to unit L2 norm, then the scale ends at the 1 − ``clip`` quantile of the pooled absolute values.
+    The rows named by ``images`` are shown as they are. ``titles`` has one for each column, ``notes`` a few characters
+    for the corner of each map of a row.
     """
     pictures = (images,) if isinstance(images, str) else tuple(images)
     maps = {name: _unit_norm(values).sum(1, keepdim=True) for name, values in rows.items() if name not in pictures}

@@ -26,14 +26,9 @@ class Ranks(NamedTuple):
 
 
 def mean_ranks(values: Tensor, *, larger_is_better: bool = True) -> Ranks:
-    """Friedman's test and Nemenyi's critical difference.
+    """Friedman's test and Nemenyi's critical difference of ``values`` (N, M): M ≥ 3 methods on N ≥ 2 images.
 
-    Parameters
-    ----------
-    values : Tensor
-        (N, M), a measure of M ≥ 3 methods on N ≥ 2 images. Images with a value that is not finite are left out.
-    larger_is_better : bool
-        Else rank 1 is the smallest value.
+    Images with a value that is not finite are left out. Rank 1 is the largest value, or the smallest.
     """
     array = np.asarray(values.detach().cpu().double())
     if array.ndim != 2 or array.shape[1] < 3:
@@ -63,21 +58,10 @@ def cliques(ranks: Ranks) -> list[list[int]]:
 def correlation_over_methods(
     first: Tensor, second: Tensor, *, n_resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Spearman's correlation of two measures over methods, with its 95 % interval over methods and images.
+    """Spearman's correlation of two measures (N, M) over the means of M ≥ 3 methods, and its 95 % interval's two ends.
 
-    The bootstrap draws methods and images, both with replacement. With a dozen methods the interval is wide; one over
-    images alone would be narrower and would say nothing about other methods.
-
-    Parameters
-    ----------
-    first, second : Tensor
-        (N, M), two measures of M ≥ 3 methods on the same N images. The methods' means are ranked; images with a value
-        that is not finite are left out.
-
-    Returns
-    -------
-    tuple of float
-        Correlation, lower and upper end.
+    The bootstrap draws methods and images, both with replacement: images alone would say nothing about other methods.
+    Images with a value that is not finite are left out.
     """
     if first.shape != second.shape or first.ndim != 2 or first.shape[1] < 3:
         got = tuple(first.shape), tuple(second.shape)

@@ -55,15 +55,8 @@ for _name in ("mnist32", "fashion32"):
     _add(
         f"lenet-{_name}",
         classifiers.lenet,
-        *(
-            _name,
-            "generated",
-            {"mnist32": 14, "fashion32": 10}[_name],
-            64,
-            1e-3,
-            4,
-            "the paper's LeNet, 60,000 fresh generated images an epoch",
-        ),
+        *(_name, "generated", {"mnist32": 14, "fashion32": 10}[_name], 64, 1e-3, 4),
+        "the paper's LeNet, 60,000 fresh generated images an epoch",
         parents=(f"{_name}-vae", f"{_name}-labeller"),
         bf16=True,
     )
@@ -79,15 +72,8 @@ _add(
 _add(
     "cifar-ae",
     functools.partial(Autoencoder, 3, 48, 9),
-    *(
-        "cifar10",
-        "autoencoder",
-        30,
-        64,
-        1e-3,
-        6,
-        "convolutional autoencoder, stride 8, latent 9×4×4 (k = 144), L1 loss",
-    ),
+    *("cifar10", "autoencoder", 30, 64, 1e-3, 6),
+    "convolutional autoencoder, stride 8, latent 9×4×4 (k = 144), L1 loss",
     bf16=True,
 )
 _add(

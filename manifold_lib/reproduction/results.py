@@ -28,9 +28,7 @@ def _object(**properties: Any) -> dict[str, Any]:
 _TEXT, _NUMBER, _OBJECT = {"type": "string"}, {"type": "number"}, {"type": "object"}
 _CHECKSUMS = _OBJECT | {"additionalProperties": _TEXT | {"pattern": "^[0-9a-f]{64}$"}}
 _CLAIM = _object(
-    id=_TEXT,
-    statement=_TEXT,
-    source=_TEXT,
+    **dict.fromkeys(("id", "statement", "source"), _TEXT),
     kind={"enum": claims.KINDS},
     threshold=_NUMBER,
     unit=_TEXT,
@@ -52,25 +50,16 @@ _DOCUMENT = _object(
         git={"type": ["string", "null"]},
         dirty={"type": ["boolean", "null"]},
         seed={"type": "integer"},
-        params=_OBJECT,
-        versions=_OBJECT,
-        device=_TEXT,
-        started=_TEXT,
+        **dict.fromkeys(("params", "versions"), _OBJECT),
+        **dict.fromkeys(("device", "started"), _TEXT),
         seconds=_NUMBER,
-        data=_CHECKSUMS,
-        models=_CHECKSUMS,
+        **dict.fromkeys(("data", "models"), _CHECKSUMS),
     ),
 )
 
 
 def validate(document: dict[str, Any]) -> None:
-    """Refuse a ``results.json`` that breaks the schema, or whose verdicts do not follow from its numbers.
-
-    Raises
-    ------
-    ValueError
-        Names the key.
-    """
+    """Refuse a ``results.json`` that breaks the schema, or whose verdicts do not follow; the error names the key."""
     _check(document, _DOCUMENT)
     for row in document["claims"]:
         validate_claim(row)
@@ -108,28 +97,13 @@ def _check(value: Any, schema: dict[str, Any], *name: str) -> None:
 
 
 class Results:
-    """Recorder of one run; nothing appears under ``figures/`` before :meth:`finish`.
+    """Recorder of one run of the notebook ``slug``; nothing appears under ``figures/`` before :meth:`finish`.
 
-    Parameters
-    ----------
-    slug : str
-        Name of the notebook, such as ``02_tangentially_aligned_ig``.
-    profile : {"smoke", "small", "paper"}
-    params : dict
-        The notebook's parameters, plain JSON values.
-    paper : dict, optional
-        ``{"title", "arxiv"}`` of the paper that the notebook reproduces.
+    ``params`` are the notebook's parameters, plain JSON values; ``paper`` is the ``{"title", "arxiv"}`` it reproduces.
     """
 
     def __init__(
-        self,
-        slug: str,
-        profile: str,
-        *,
-        seed: int,
-        params: dict[str, Any],
-        device: str | torch.device,
-        paper: dict[str, str] | None = None,
+        self, slug: str, profile: str, *, seed: int, params: dict, device: str | torch.device, paper: dict | None = None
     ) -> None:
         if profile not in runtime.PROFILES:
             raise ValueError(f"profile: got {profile!r}, wants one of {', '.join(runtime.PROFILES)}")
@@ -145,8 +119,7 @@ class Results:
         self._claims: list[dict[str, Any]] = []
         self._tables: dict[str, list[dict[str, Any]]] = {}
         self._figures: list[str] = []
-        self._data: dict[str, str] = {}
-        self._models: dict[str, str] = {}
+        self._checksums: dict[str, dict[str, str]] = {"data": {}, "models": {}}
         build = runtime.BUILD / profile
         build.mkdir(parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix=f"{slug}.", suffix=".staging", dir=build))
@@ -186,11 +159,11 @@ class Results:
 
     def data(self, name: str, sha256: str) -> None:
         """Note a data set that the numbers depend on."""
-        self._data[name] = sha256
+        self._checksums["data"][name] = sha256
 
     def model(self, name: str, sha256: str) -> None:
         """Note a model that the numbers depend on."""
-        self._models[name] = sha256
+        self._checksums["models"][name] = sha256
 
     def verdict(self, id: str) -> str:
         """The verdict on a claim recorded before."""
@@ -198,20 +171,12 @@ class Results:
 
     def verdicts(self) -> pd.DataFrame:
         """The claims so far, rounded for reading: what the paper prints beside what this profile gave."""
-        ours = f"ours, {self.profile}"  # "paper" alone would be the column of the paper's numbers
-        rows = [
-            {
-                "id": row["id"],
-                "statement": row["statement"],
-                "paper": number(row["paper"]),
-                ours: number(row["value"]),
-                "95 % interval": bracket(row["ci95"]),
-                "n": row["n"],
-                "verdict": row["verdict"],
-            }
-            for row in self._claims
-        ]
-        return pd.DataFrame(rows, columns=["id", "statement", "paper", ours, "95 % interval", "n", "verdict"])
+        # "paper" alone would be the column of the paper's numbers
+        titles = ["id", "statement", "paper", f"ours, {self.profile}", "95 % interval", "n", "verdict"]
+        keys = ("id", "statement", "paper", "value", "ci95", "n", "verdict")
+        shown: dict[str, Any] = {"paper": number, "value": number, "ci95": bracket}
+        rows = [[shown[key](row[key]) if key in shown else row[key] for key in keys] for row in self._claims]
+        return pd.DataFrame(rows, columns=titles)
 
     def finish(self) -> None:
         """Write ``results.json`` and put the folder in place of ``figures/<profile>/<slug>``."""
@@ -228,8 +193,7 @@ class Results:
                 **runtime.provenance(seed=self.seed, params=self.params, device=self._device),
                 "started": self._started,
                 "seconds": round(time.perf_counter() - self._clock, 1),
-                "data": self._data,
-                "models": self._models,
+                **self._checksums,
             },
         }
         validate(document)
@@ -262,15 +226,12 @@ def _flat(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _plain(value: Any) -> Any:
     """A JSON value: NumPy types converted, missing and non-finite numbers as null."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    if value is None or value is pd.NA or value is pd.NaT:
+    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and not math.isfinite(value)):
         return None
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, str | bool | int):
+    if isinstance(value, str | bool | int | float):
         return value
     raise ValueError(f"table: got a cell of type {type(value).__name__}, wants numbers, text or lists of them")
 

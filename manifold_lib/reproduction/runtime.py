@@ -31,11 +31,7 @@ def resolve_device(device: str = "auto") -> torch.device:
 
 
 def seed_everything(seed: int) -> torch.Generator:
-    """Seed Python, NumPy and torch; return a CPU generator with the same seed.
-
-    The library itself only draws from generators it is given. This is for what it calls
-    (dropout, scikit-learn) and for the notebooks.
-    """
+    """Seed Python, NumPy and torch, which dropout and scikit-learn draw from; return a CPU generator so seeded."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -48,13 +44,11 @@ def interactive() -> bool:
 
 
 def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(ROOT), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10, check=True
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
 
 
 def versions() -> dict[str, str]:

@@ -11,20 +11,9 @@ from torch import Tensor, nn
 
 from ..attribution import integrated_gradients
 from ..core.scorer import LEAST_CHANGE, scoring
-from ..evaluation import (
-    attribution_attack,
-    completeness_error,
-    comprehensiveness,
-    diffid,
-    insertion_deletion,
-    log_odds,
-    max_sensitivity,
-    pearson,
-    relevance_mass,
-    relevance_rank,
-    spearman,
-)
-from ..evaluation.erasure import RATIOS
+from ..evaluation import attribution_attack, completeness_error, max_sensitivity, pearson, spearman
+from ..evaluation.erasure import RATIOS, comprehensiveness, diffid, insertion_deletion, log_odds
+from ..evaluation.localisation import relevance_mass, relevance_rank
 from ..geometry import nearest_on_manifold, tangent_fraction
 from ..paths import Path
 from .comparison import METHODS, Case, Counted
@@ -96,26 +85,17 @@ def transfer_attack(case: Case, *, eps: float, n_steps: int) -> Tensor:
     """
     if len(case.inputs) < 2:
         raise ValueError(f"inputs: got {len(case.inputs)}, wants at least 2 images, whose maps are each other's goals")
-
     attribution: Any = functools.partial(integrated_gradients, n_steps=8)
     goals = attribution(case.model, case.inputs, case.target).roll(1, 0)
-    found = attribution_attack(
-        case.model, case.inputs, goals, case.target, attribution=attribution, eps=eps, n_steps=n_steps
-    )
-    return found.inputs
+    options: dict[str, Any] = {"attribution": attribution, "eps": eps, "n_steps": n_steps}
+    return attribution_attack(case.model, case.inputs, goals, case.target, **options).inputs
 
 
 def score(case: Case, name: str, truth: Truth, *, attacked: Tensor, others: list[nn.Module], n_samples: int) -> Card:
     """Every metric of a method.
 
-    Parameters
-    ----------
-    attacked : Tensor
-        (B, *shape), see :func:`transfer_attack`.
-    others : list of nn.Module
-        One or more networks with other weights, see :func:`manifold_lib.randomised`; the mean over them is taken.
-    n_samples : int
-        Draws of the maximum sensitivity.
+    ``attacked`` are the images of :func:`transfer_attack`, ``others`` networks with other weights
+    (:func:`manifold_lib.randomised`), over which the mean is taken, and ``n_samples`` the maximum sensitivity's draws.
     """
     method = METHODS[name]
     counted = Counted(case.model)
@@ -128,25 +108,20 @@ def score(case: Case, name: str, truth: Truth, *, attacked: Tensor, others: list
         _synchronise(case.inputs)
         milliseconds = 1000 * (time.perf_counter() - started) / len(maps)
         values, reasons = _alignment(maps, truth.basis) | _faithfulness(case, maps), dict[str, str]()
-        if name in _UNSUMMED:
-            reasons |= dict.fromkeys(("completeness error", "cancellation"), _NO_SUM)
-        elif name == "expected gradients":
-            reasons |= dict.fromkeys(("completeness error", "cancellation"), "no single baseline")
+        if name in (*_UNSUMMED, "expected gradients"):
+            why = _NO_SUM if name in _UNSUMMED else "no single baseline"
+            reasons |= dict.fromkeys(("completeness error", "cancellation"), why)
         else:
             values |= _sums(case, maps, case.baselines if method.baselines is None else method.baselines(case))
         values["kept under attack"] = pearson(method.maps(case._replace(inputs=attacked)), maps)
-        noise = {"n_samples": n_samples, "generator": torch.Generator().manual_seed(case.seed), "maps": maps}
-        values["max-sensitivity"] = max_sensitivity(
-            *(case.model, case.inputs, case.target),
-            attribution=lambda model, inputs, target: method.maps(case._replace(inputs=inputs)),
-            **noise,
-        )
+        draws = torch.Generator().manual_seed(case.seed)
+        noise: dict[str, Any] = {"n_samples": n_samples, "generator": draws, "maps": maps}
+        noise["attribution"] = lambda model, inputs, target: method.maps(case._replace(inputs=inputs))
+        values["max-sensitivity"] = max_sensitivity(case.model, case.inputs, case.target, **noise)
         changed = [spearman(method.maps(case._replace(model=other)), maps) for other in others]
         values["randomised weights"] = torch.stack(changed).mean(0)
-        if method.path is None:
-            reasons["path off the manifold"] = _NO_PATH
-        elif truth.decoder is None:
-            reasons["path off the manifold"] = _NO_MANIFOLD
+        if method.path is None or truth.decoder is None:
+            reasons["path off the manifold"] = _NO_PATH if method.path is None else _NO_MANIFOLD
         else:
             values["path off the manifold"] = _distance(method.path(case), case.inputs, truth)
     if truth.mask is None or truth.ink is None:

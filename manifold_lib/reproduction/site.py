@@ -154,8 +154,6 @@ def _relinked(page: str, text: str, ids: dict[str, set[str]]) -> str:
     return _LINK.sub(relink, text)
 
 
-# --- the API page ---
-
 _ROOMS = ("paths", "geometry", "attribution", "evaluation", "models", "data")
 
 

@@ -44,26 +44,12 @@ def fit(
     label: str = "",
     progress: bool = False,
 ) -> float:
-    """Train in place with Adam (short warm-up, then a cosine to zero); resumable to the same numbers.
+    """Train in place with Adam (short warm-up, then a cosine to zero); return all seconds of training.
 
-    Parameters
-    ----------
-    loss : callable
-        ``loss(model, batch, moment)`` -> scalar.
-    data : tuple of Tensor, or callable
-        Tensors of equal length, or a function that makes those of an epoch.
-    bf16 : bool
-        Mixed precision: the forward pass in bfloat16, weights and optimiser in float32.
-    checkpoint : Path, optional
-        Written after each epoch. Every random draw of an epoch is seeded by (seed, epoch), so a run
-        that was killed and resumed ends with the very weights of one that was not.
-    on_step : callable, optional
-        ``on_step(step, model)`` before each step and once at the end.
-
-    Returns
-    -------
-    float
-        Seconds of training, those before an interruption included.
+    ``loss(model, batch, moment)`` gives a scalar; ``data`` are tensors of equal length, or a function that makes those
+    of an epoch; ``bf16`` runs the forward pass alone in bfloat16; ``on_step(step, model)`` is called before each step
+    and once at the end. The ``checkpoint`` is written after each epoch, whose draws are seeded by (seed, epoch): a
+    run that was killed and resumed ends with the same weights as one that was not.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
@@ -84,10 +70,8 @@ def fit(
             torch.manual_seed(seed * 1_000 + epoch)
             generator = torch.Generator().manual_seed(seed * 1_000 + epoch)
             tensors = data(epoch) if callable(data) else data
-            order = torch.randperm(len(tensors[0]), generator=generator)
-            batches = order.split(batch_size)
-            bar = progress_bar(batches, show=progress, desc=f"{label} {epoch + 1}/{epochs}")
-            for index, rows in enumerate(bar):
+            batches = torch.randperm(len(tensors[0]), generator=generator).split(batch_size)
+            for index, rows in enumerate(progress_bar(batches, show=progress, desc=f"{label} {epoch + 1}/{epochs}")):
                 step = epoch * len(batches) + index
                 moment = Moment(step / (epochs * len(batches)), step, generator)
                 if on_step is not None:
@@ -103,15 +87,9 @@ def fit(
             steps += len(batches)
             seconds += time.perf_counter() - started
             if checkpoint is not None:
-                state = {
-                    "settings": settings,
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "epoch": epoch + 1,
-                    "steps": steps,
-                    "seconds": seconds,
-                }
-                files.save_checkpoint(checkpoint, state)
+                states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                reached = {"settings": settings, "epoch": epoch + 1, "steps": steps, "seconds": seconds}
+                files.save_checkpoint(checkpoint, states | reached)
     if on_step is not None:
         on_step(steps, model)
     model.train(was_training)
@@ -140,9 +118,8 @@ def multilabel_loss(model: nn.Module, batch: Batch, moment: Moment) -> Tensor:
 def adversarial_loss(eps: tuple[float, ...], *, n_steps: int = 10, norm_scope: str = "sample") -> Loss:
     """Cross-entropy on L2-PGD examples (Madry et al. 2018), as in paper 1, Fig. 4.
 
-    ``eps`` is drawn anew: one radius per image, or one per batch with ``norm_scope="batch"``, the
-    published code's meaning. Radii grow over the first tenth of training. The attack sees the
-    network in eval mode; the published code leaves dropout on.
+    ``eps`` is drawn anew: one radius per image, or per batch with ``norm_scope="batch"``, as in the published code.
+    Radii grow over the first tenth of training. The attack sees the network in eval mode (the code leaves dropout on).
     """
     choices = torch.tensor(eps)
 
@@ -151,15 +128,10 @@ def adversarial_loss(eps: tuple[float, ...], *, n_steps: int = 10, norm_scope: s
         draws = len(inputs) if norm_scope == "sample" else 1
         radius = choices[torch.randint(len(choices), (draws,), generator=moment.generator)]
         radius = radius.to(inputs) * min(1.0, 0.2 + 8 * moment.progress)
+        size = radius if norm_scope == "sample" else float(radius)
         model.eval()
         attacked = pgd(
-            model,
-            inputs,
-            labels,
-            eps=radius if norm_scope == "sample" else float(radius),
-            n_steps=n_steps,
-            norm_scope=norm_scope,
-            generator=moment.generator,
+            *(model, inputs, labels), eps=size, n_steps=n_steps, norm_scope=norm_scope, generator=moment.generator
         )
         model.train()
         return F.cross_entropy(model(attacked).float(), labels)
@@ -208,12 +180,8 @@ def measure_classifier(model: nn.Module, drawn: Samples, real: Dataset) -> dict[
     inputs, labels = drawn.inputs[:1000].to(device), drawn.labels[:1000].to(device)
     for eps in (0.5, 1.0, 2.0):
         start = torch.Generator().manual_seed(0)
-        attacked = torch.cat(
-            [
-                pgd(model, inputs[i : i + 100], labels[i : i + 100], eps=eps, n_steps=20, generator=start)
-                for i in range(0, len(inputs), 100)
-            ]
-        )
+        parts = zip(inputs.split(100), labels.split(100), strict=True)
+        attacked = torch.cat([pgd(model, *part, eps=eps, n_steps=20, generator=start) for part in parts])
         numbers[f"accuracy under L2-PGD, ε = {eps}"] = round(accuracy(model, attacked, labels), 4)
     return numbers
 

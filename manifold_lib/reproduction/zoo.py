@@ -1,7 +1,6 @@
 """Named models: loaded from ``data/models``, or trained (``python -m manifold_lib.reproduction.zoo NAME``).
 
-Each model is a float16 safetensors file with a card (JSON) beside it: data and checksum, recipe,
-seed, seconds, device, and the numbers measured after the round trip through float16.
+Each is a float16 safetensors file with a card (JSON) beside it, whose numbers were measured after the round trip.
 """
 
 import argparse
@@ -37,13 +36,7 @@ def card(name: str) -> dict[str, Any]:
 
 
 def load(name: str, device: str | torch.device = "cpu", *, progress: bool = False) -> Any:
-    """A named model in eval mode, its parameters frozen; trained first if its file is missing.
-
-    Returns
-    -------
-    VAE, ConvVAE, Autoencoder or nn.Sequential
-        Float32 on ``device``.
-    """
+    """A named model on ``device``: float32, in eval mode, frozen; trained first if its file is missing."""
     where = runtime.resolve_device(str(device))
     if not _made(name):
         train(name, device=where, progress=progress)
@@ -64,14 +57,8 @@ def samples(name: str, n_samples: int, *, seed: int, device: str | torch.device 
     return generated.sample_generated(vae.decode, labeller, n_samples, latent_dim=vae.latent_dim, generator=generator)
 
 
-# --- training -----------------------------------------------------------------------------------
-
-
 def train(name: str, *, device: torch.device, progress: bool = False, again: bool = False) -> None:
-    """Train a model from the real data, resume it if it was interrupted, and write weights and card.
-
-    A lock keeps two processes from training the same model: the second waits and finds it made.
-    """
+    """Train a model from the real data, or resume it, and write weights and card; one process at a time does."""
     recipe, file = RECIPES[name], path(name)
     folder = folders.CACHE / "checkpoints"
     with files.locked(folder / name):
@@ -82,23 +69,12 @@ def train(name: str, *, device: torch.device, progress: bool = False, again: boo
         # a checkpoint of another recipe, other data or other parents is not resumed
         mark = hashlib.sha256(repr((recipe[1:], checksum, parents)).encode()).hexdigest()[:12]
         checkpoint = folder / f"{name}-{mark}.ckpt"
-        seconds = training.fit(
-            model,
-            loss,
-            batches,
-            epochs=recipe.epochs,
-            batch_size=recipe.batch_size,
-            learning_rate=recipe.learning_rate,
-            seed=recipe.seed,
-            bf16=recipe.bf16,
-            checkpoint=checkpoint,
-            label=name,
-            progress=progress,
-        )
+        settings = {key: getattr(recipe, key) for key in ("epochs", "batch_size", "learning_rate", "seed")}
+        options: dict[str, Any] = {"bf16": recipe.bf16, "checkpoint": checkpoint, "label": name, "progress": progress}
+        seconds = training.fit(model, loss, batches, **settings, **options)
         file.with_suffix(".json").unlink(missing_ok=True)  # until the new card, the model counts as not made
         sha256 = files.save_weights(file, model)
         files.load_weights(file, model)
-        numbers = measure(name, model.eval())
         content = {
             "name": name,
             "sha256": sha256,
@@ -107,15 +83,12 @@ def train(name: str, *, device: torch.device, progress: bool = False, again: boo
             "data": {recipe.data: checksum},
             "parents": parents,
             "recipe": recipe.text,
-            "epochs": recipe.epochs,
-            "batch_size": recipe.batch_size,
-            "learning_rate": recipe.learning_rate,
-            "seed": recipe.seed,
+            **settings,
             "precision": "bfloat16 mixed" if recipe.bf16 else "float32",
             "seconds": round(seconds),
             "device": runtime.device_name(device),
             "versions": {key: runtime.versions()[key] for key in ("python", "torch")},
-            "measures": numbers,
+            "measures": measure(name, model.eval()),
         }
         files.write_json(file.with_suffix(".json"), content)
         checkpoint.unlink(missing_ok=True)
@@ -178,9 +151,6 @@ def _generated_epoch(recipe: Recipe, device: torch.device, epoch: int) -> traini
     return drawn.inputs, drawn.labels
 
 
-# --- measuring ----------------------------------------------------------------------------------
-
-
 def measure(name: str, model: Any) -> dict[str, float]:
     """The numbers on a model's card, on test images or fresh generated ones that no training saw."""
     recipe = RECIPES[name]
@@ -220,12 +190,10 @@ def model_table() -> str:
         entry = card(name)
         sets = "<br>".join(f"{key}, sha256 `{value[:12]}`" for key, value in entry["data"].items())
         numbers = "<br>".join(f"{key}: {value}" for key, value in entry["measures"].items())
-        recipe = (
-            f"{entry['recipe']}; batch {entry['batch_size']}, Adam {entry['learning_rate']:g}, {entry['precision']}"
-        )
+        settings = f"batch {entry['batch_size']}, Adam {entry['learning_rate']:g}, {entry['precision']}"
         cells = (
             *(f"`{name}`<br>sha256 `{entry['sha256'][:12]}`", f"{entry['parameters']:,}"),
-            *(f"{entry['bytes'] / 1e6:.1f} MB", sets, recipe, entry["epochs"], entry["seed"]),
+            *(f"{entry['bytes'] / 1e6:.1f} MB", sets, f"{entry['recipe']}; {settings}", entry["epochs"], entry["seed"]),
             *(f"{entry['seconds']:,} s, {entry['device']}", numbers),
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -250,9 +218,8 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.names or RECIPES:
         path(name)
-        train(
-            name, device=runtime.resolve_device(arguments.device), progress=runtime.interactive(), again=arguments.again
-        )
+        device, progress = runtime.resolve_device(arguments.device), runtime.interactive()
+        train(name, device=device, progress=progress, again=arguments.again)
         print(f"{name}: {card(name)['measures']}", flush=True)
     write_model_card()
 
