@@ -64,7 +64,6 @@ def pgd(
     share = 2.5 / n_steps if step_size is None else check_positive(step_size, "step_size")
     if norm_scope == "batch" and norm != "l2":
         raise ValueError("norm_scope: 'batch' is defined for norm='l2' only")
-
     inputs = inputs.detach()
     with scoring(model, inputs, target, n_points=0, additional_forward_args=additional_forward_args) as scorer:
         delta = torch.zeros_like(inputs)
@@ -97,7 +96,7 @@ def radius_of(eps: float | Tensor, inputs: Tensor, norm_scope: str) -> Tensor:
             raise ValueError("eps: wants finite radii of at least 0")
         return eps.to(inputs).view(-1, *ones)
     number = check_positive(eps.item() if isinstance(eps, Tensor) else eps, "eps", zero=True)
-    return torch.full((1, *ones), number, dtype=inputs.dtype, device=inputs.device)
+    return inputs.new_full((1, *ones), number)
 
 
 def ascent_direction(gradient: Tensor, norm: str, norm_scope: str) -> Tensor:

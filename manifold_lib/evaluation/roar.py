@@ -22,7 +22,7 @@ def remove_top(inputs: Tensor, ranking: Tensor, fraction: float, fill: float | T
     Parameters
     ----------
     inputs, ranking, fraction
-        (B, *shape), (B, *shape) and a number in [0, 1].
+        (B, *shape), (B, *shape) in any unit, and a number in [0, 1].
     fill : float or Tensor
         Value put in their place, in input units: a number, or a tensor that broadcasts over ``inputs``.
 

@@ -20,8 +20,8 @@ Attribution = Callable[..., Tensor]
 def randomised(model: nn.Module, *, n_layers: int | None = None, generator: torch.Generator | None = None) -> nn.Module:
     """A copy of the network with the weights of its last layers drawn anew (Adebayo et al. 2018).
 
-    A map that hardly changes with it depends on the image and not on the network. The copy has the model's mode and
-    its frozen parameters; the model is left as it is.
+    A map that hardly changes with it depends on the image and not on the network. The copy keeps the mode and the
+    frozen parameters; the model is left as it is.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
 """How rough one attribution map is, and how alike two are, per image.
 
 Maps are compared by their relevance n(A): absolute values, summed over channels, scaled to sum 1 (Dombrowski et al.
-2019), without a unit. A map of zeros, or with NaN, gets NaN, with one warning. Bad maps raise a ValueError.
+2019), without a unit. A map of zeros, or with NaN, gets NaN, with one warning; so does a constant map in a
+correlation. Bad maps raise a ValueError.
 """
 
 import math
@@ -47,9 +48,7 @@ def relevance(maps: Tensor) -> Tensor:
 
 
 def pearson(maps: Tensor, others: Tensor) -> Tensor:
-    """Pearson correlation of the relevance of two maps: (B, *shape) twice -> (B,) in [−1, 1].
-
-    NaN, with one warning, where a map is constant.
+    """Pearson correlation of the relevance of two maps: (B, *shape) twice -> (B,) in [−1, 1]; NaN for a constant map.
 
     Examples
     --------
@@ -61,9 +60,7 @@ def pearson(maps: Tensor, others: Tensor) -> Tensor:
 
 
 def spearman(maps: Tensor, others: Tensor) -> Tensor:
-    """Spearman's rank correlation of relevance, ties at their mean rank: (B, *shape) twice -> (B,) in [−1, 1].
-
-    NaN, with one warning, where a map is constant.
+    """Spearman's correlation of relevance, ties at mean rank: (B, *shape) twice -> (B,) in [−1, 1]; NaN if constant.
 
     Examples
     --------
