@@ -39,7 +39,7 @@ def pgd(
     n_steps, step_size
         Gradient steps, and the length of one as a share of ``eps``, by default 2.5 / n_steps.
     clamp : tuple or None
-        Valid range of the inputs.
+        Valid range of the inputs; None leaves them unbounded.
     generator : torch.Generator, optional
         For a random start at half the radius; None starts at ``inputs``.
 

@@ -94,8 +94,9 @@ def purity(
     """How well Σ|A| tells the baseline's class from the others (paper 4, section 6.1): a scalar in [0, 1].
 
     Of the half of the inputs with the larger Σ|A|, the share whose class is not the one predicted for their baseline.
-    1 is best; chance gives 0.5 where half of the inputs are of the baseline's class. Other arguments and exceptions
-    are those of :func:`completeness_error`; the model gives logits (B, C), and there are two inputs or more.
+    A maps the predicted class, so f changes little from the baseline to an input of its own class. 1 is best; chance
+    gives 0.5 where half of the inputs are of the baseline's class. Other arguments and exceptions are those of
+    :func:`completeness_error`; the model gives logits (B, C), and there are two inputs or more.
 
     Parameters
     ----------
