@@ -42,6 +42,7 @@ _STYLES: dict[str, tuple[Any, Any]] = {
     "Guided IG": (_BRIGHT[8], "--"),
     "Occlusion": (_BRIGHT[5], ":"),
     "MA-GIG": (_BRIGHT[2], "-"),
+    "IDGI": (_BRIGHT[4], "--"),
     "Blur IG": (_DARK[7], "-"),
     "expected gradients": (_BRIGHT[3], "-"),
 }
