@@ -1,8 +1,9 @@
-"""Two ways to move a baseline so that its attribution becomes tangent; both are endless sequences of steps.
+"""Two ways to raise the tangent fraction of ``IG(x, a) = v ⊙ h``; both are endless sequences of steps.
 
-``IG(x, a) = v ⊙ h`` with v = x − a and h the gradient averaged from a to x; its tangent fraction is to grow.
+Here v = x − a, and h is the gradient averaged from a to x.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ Steps = Iterator[tuple[Tensor, Tensor, Tensor]]
 
 
 class Search(NamedTuple):
-    """What does not differ from image to image; ``decode`` maps the variables to baselines where it is given."""
+    """What all images share; ``decode`` maps the variables to baselines where it is given."""
 
     scorer: Scorer
     decode: Callable[[Tensor], Tensor] | None
@@ -33,8 +34,7 @@ class Search(NamedTuple):
 def projection_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor, rows: Tensor) -> Steps:
     """Fixed point of ``v ← v + h ⊘ (h² + λ²) ⊙ (P(h ⊙ v) − h ⊙ v)`` with λ = 0.3 · rms(h), per image.
 
-    The damped Newton step that makes h ⊙ v equal to its projection for the h at hand.
-    It needs no derivative of h, and so does not jump about the kinks of a ReLU network as gradient steps do.
+    This damped Newton step, for the current h, needs no derivative of h, which jumps at the kinks of a ReLU network.
     """
     scorer, baselines = search.scorer.of(rows), starts
     while True:
@@ -60,9 +60,7 @@ def gradient_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor
         needed, scale = end - search.c * change, change.abs().clamp_min(0.05)
     variable = starts.clone()
     first, second = torch.zeros_like(variable), torch.zeros_like(variable)
-    iteration = 0
-    while True:
-        iteration += 1
+    for iteration in itertools.count(1):
         variable.requires_grad_()
         with torch.enable_grad():
             baselines = variable if search.decode is None else search.decode(variable)

@@ -1,11 +1,12 @@
 """Baselines (the papers also write base-points): the images that an attribution starts from.
 
-All take ``(inputs, *, low, high, generator)`` with the valid range of ``inputs``, so that one can be put in
-another's place, and return (B, *shape). Give the range after normalisation: black is then not zero.
-Random ones are drawn once per *shape* and shared by the images, so no attribution depends on its batch.
+All take ``(inputs, *, low, high, generator)`` with the valid range of ``inputs``, so that one can replace another,
+and return (B, *shape). Give the range after normalisation: black is then not zero. The images of a batch share what
+is drawn at random, so no attribution depends on its batch.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -46,9 +47,7 @@ def max_distance(
 def uniform(inputs: Tensor, *, low: float = 0.0, high: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """Independent uniform noise over the range."""
     _check(inputs, low, high)
-    device = check_generator(generator, inputs.device)
-    noise = torch.rand(inputs.shape[1:], generator=generator, device=device, dtype=inputs.dtype)
-    return (low + (high - low) * noise.to(inputs.device)).expand_as(inputs)
+    return (low + (high - low) * drawn(torch.rand, inputs.shape[1:], inputs, generator)).expand_as(inputs)
 
 
 def gaussian(
@@ -71,9 +70,7 @@ def gaussian(
     """
     _check(inputs, low, high)
     check_positive(stdevs, "stdevs", zero=True)
-    device = check_generator(generator, inputs.device)
-    noise = torch.randn(inputs.shape[1:], generator=generator, device=device, dtype=inputs.dtype)
-    noisy = inputs + stdevs * noise.to(inputs.device)
+    noisy = inputs + stdevs * drawn(torch.randn, inputs.shape[1:], inputs, generator)
     return noisy.clamp(low, high) if clip else noisy
 
 
@@ -102,6 +99,12 @@ def mean(inputs: Tensor, *, low: float = 0.0, high: float = 1.0, generator: torc
     _check(inputs, low, high)
     axes = tuple(range(2 if inputs.ndim == 4 else 1, inputs.ndim))
     return inputs.mean(axes, keepdim=True).expand_as(inputs)
+
+
+def drawn(sample: Callable[..., Tensor], shape: tuple, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """``torch.rand`` or ``torch.randn`` on the generator's device, moved to that of ``like``."""
+    device = check_generator(generator, like.device)
+    return sample(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
 def _check(inputs: Tensor, low: float, high: float) -> None:

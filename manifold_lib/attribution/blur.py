@@ -12,19 +12,9 @@ from ..paths.path import Path
 
 
 def gaussian_filter(inputs: Tensor, sigma: Tensor) -> Tensor:
-    """Images after a Gaussian filter, mirrored at the border and not truncated; differentiable in both arguments.
+    """Images (B, C, H, W) after Gaussian filters of ``sigma`` (B,) pixels each; 0 leaves an image as it is.
 
-    Parameters
-    ----------
-    inputs : Tensor
-        (B, C, H, W).
-    sigma : Tensor
-        (B,), the width of each image's filter in pixels, at least 0, which leaves it as it is.
-
-    Returns
-    -------
-    Tensor
-        (B, C, H, W).
+    The filter is mirrored at the border and not truncated. It is differentiable in both arguments.
     """
     check_batch(inputs)
     if inputs.ndim != 4:
@@ -36,9 +26,9 @@ def gaussian_filter(inputs: Tensor, sigma: Tensor) -> Tensor:
 
 
 def blur_path(inputs: Tensor, *, sigma: float = 10.0) -> Path:
-    """From the image after a Gaussian filter of width ``sigma`` (pixels) to the image, the width falling to 0.
+    """From the image after a Gaussian filter of width ``sigma`` (pixels) to the image.
 
-    The width falls as (1 − t)², so that the last steps, in which the details appear, are the smallest ones.
+    The width falls to 0 as (1 − t)², so that the last steps, in which the details appear, are the smallest.
 
     Examples
     --------
@@ -48,17 +38,13 @@ def blur_path(inputs: Tensor, *, sigma: float = 10.0) -> Path:
     """
     check_batch(inputs)
     check_positive(sigma, "sigma")
-
-    def at(rows: Tensor, t: Tensor) -> Tensor:
-        return gaussian_filter(inputs[rows], sigma * (1 - t.to(inputs)).square())
-
-    return Path(at, end=inputs)
+    return Path(lambda rows, t: gaussian_filter(inputs[rows], sigma * (1 - t.to(inputs)).square()), end=inputs)
 
 
 def blur_ig(model: Model, inputs: Tensor, target: Target = None, *, sigma: float = 10.0, **options: Any) -> Tensor:
     """Blur Integrated Gradients (Xu et al. 2020): the line integral along the scales of the image itself.
 
-    The sum is f(x) − f(x blurred by ``sigma``): nothing but the image is needed, and no baseline of one colour.
+    The sum is f(x) − f(x blurred by ``sigma``). The method needs no baseline.
 
     Parameters
     ----------
@@ -95,12 +81,12 @@ def _filter(side: int, sigma: Tensor) -> Tensor:
     places = torch.arange(side, device=sigma.device)
     weights = sigma.new_zeros(len(sigma), side, side)
     period = max(2 * (side - 1), 1)
+    # both mirrors show the pixels at the border, which count once
+    once = 1 - 0.5 * ((places == 0) | (places == side - 1)).to(sigma) if side > 1 else 1.0
     # a pixel is seen at its place and in the mirrors; a filter as wide as the image sees nothing beyond the third
     for image in (places, -places) if side > 1 else (places,):
         for shift in range(-3 * period, 3 * period + 1, period):
             away = (places[:, None] - image - shift).to(sigma)
-            # the pixels at the border lie on the mirror and are seen in it but once
-            once = 1 - 0.5 * ((places == 0) | (places == side - 1)).to(sigma) if side > 1 else 1.0
             # a width of 0.01 pixels is the identity to the last digit
             weights = weights + once * torch.exp(-0.5 * (away / sigma.clamp_min(1e-2).view(-1, 1, 1)) ** 2)
     return weights / weights.sum(2, keepdim=True)

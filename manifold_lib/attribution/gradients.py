@@ -10,6 +10,7 @@ from ..core.scorer import Model, Target, scoring
 from ..paths.integral import path_method
 from ..paths.path import column
 from ..paths.quadrature import empty_sum, pairs, summed_gradients
+from .baselines import drawn
 
 
 def gradient(
@@ -89,8 +90,7 @@ def smoothgrad(
 ) -> Tensor:
     """Mean signed gradient over noisy copies x + N(0, σ²) (Smilkov et al. 2017).
 
-    The class is that of the clean image. The noise is drawn once for each (sample, *shape) and shared by
-    the images, so no attribution depends on its batch.
+    The class is that of the clean image. The images share the noise, so no attribution depends on its batch.
 
     Parameters
     ----------
@@ -111,26 +111,21 @@ def smoothgrad(
     Raises
     ------
     ValueError
-        For bad input, naming the argument, what it got and what it wants.
+        As for :func:`gradient`.
 
     Examples
     --------
     >>> import torch, manifold_lib as ml
-    >>> model = lambda x: (x**2).sum(1, keepdim=True)
-    >>> ml.smoothgrad(model, torch.tensor([[1.0, 2.0]]), 0, stdevs=0.0)
+    >>> ml.smoothgrad(lambda x: (x**2).sum(1, keepdim=True), torch.tensor([[1.0, 2.0]]), 0, stdevs=0.0)
     tensor([[2.0000, 4.0000]])
     """
     check_batch(inputs)
     check_count(n_samples, "n_samples")
     check_positive(stdevs, "stdevs", zero=True)
-    device = check_generator(generator, inputs.device)
-    noise = torch.randn((n_samples, *inputs.shape[1:]), generator=generator, device=device, dtype=inputs.dtype)
-    noise = stdevs * noise.to(inputs.device)
+    noise = stdevs * drawn(torch.randn, (n_samples, *inputs.shape[1:]), inputs, generator)
     with scoring(model, inputs, target, n_samples, additional_forward_args, internal_batch_size) as scorer:
-        weights = inputs.new_full((n_samples,), 1 / n_samples)
-        attributions = summed_gradients(
-            scorer, lambda rows, index: inputs[rows] + noise[index], weights, inputs, create_graph=create_graph
-        )
+        weights, graph = inputs.new_full((n_samples,), 1 / n_samples), {"create_graph": create_graph}
+        attributions = summed_gradients(scorer, lambda rows, i: inputs[rows] + noise[i], weights, inputs, **graph)
     warn_non_finite(attributions, "smoothgrad")
     return attributions
 
@@ -154,22 +149,24 @@ def expected_gradients(
 
     Parameters
     ----------
-    model, inputs, target, additional_forward_args, internal_batch_size
-        As for :func:`gradient`.
+    model, inputs, target, generator, additional_forward_args, internal_batch_size
+        As for :func:`smoothgrad`.
     references : Tensor
         (N, *shape), the images that baselines are drawn from.
     n_samples : int
         Gradients of each image.
+    return_convergence_delta : bool
+        Also return Σ A − (f(x) − mean f(references drawn)), of order 1/√n_samples.
 
     Returns
     -------
     Tensor, or (Tensor, Tensor)
-        (B, *shape) in score units, and Σ A − (f(x) − mean f(references drawn)) (B,), of order 1/√n_samples.
+        (B, *shape) in score units; with the flag also the deltas (B,).
 
     Raises
     ------
     ValueError
-        For bad input, naming the argument, what it got and what it wants.
+        As for :func:`gradient`.
 
     Examples
     --------
@@ -185,22 +182,20 @@ def expected_gradients(
     check_like(references[:1], inputs, "references")
     check_count(n_samples, "n_samples")
     device = check_generator(generator, inputs.device)
-    drawn = torch.randint(len(references), (n_samples,), generator=generator, device=device).to(inputs.device)
-    times = torch.rand(n_samples, generator=generator, device=device, dtype=inputs.dtype).to(inputs.device)
+    chosen = torch.randint(len(references), (n_samples,), generator=generator, device=device).to(inputs.device)
+    times = drawn(torch.rand, (n_samples,), inputs, generator)
     inputs, references = inputs.detach(), references.detach()
     delta = None
     with scoring(model, inputs, target, n_samples, additional_forward_args, internal_batch_size) as scorer:
-        sums = empty_sum(inputs)
+        sums, change = empty_sum(inputs), scorer.score(inputs) if return_convergence_delta else None
         for rows, index in pairs(len(inputs), n_samples, scorer.size, inputs.device):
-            starts = references[drawn[index]]
+            starts = references[chosen[index]]
             displacement = inputs[rows] - starts
             slopes = scorer.gradient(starts + column(times[index], inputs) * displacement, rows)
             sums.index_add_(0, rows, (slopes * displacement).to(sums.dtype) / n_samples)
+            if change is not None:
+                change.index_add_(0, rows, -scorer.score(starts, rows) / n_samples)
         attributions = sums.to(inputs.dtype)
-        if return_convergence_delta:
-            change = scorer.score(inputs)
-            for rows, index in pairs(len(inputs), n_samples, scorer.size, inputs.device):
-                change.index_add_(0, rows, -scorer.score(references[drawn[index]], rows) / n_samples)
-            delta = attributions.flatten(1).sum(1) - change
+        delta = None if change is None else attributions.flatten(1).sum(1) - change
     warn_non_finite(attributions, "expected_gradients")
     return attributions if delta is None else (attributions, delta)

@@ -36,42 +36,37 @@ def guided_ig(
 
     Parameters
     ----------
-    model, inputs, target, additional_forward_args
-        As for :func:`manifold_lib.gradient`.
-    baselines : Tensor, float or None
-        (B, *shape), (1, *shape), a number, or None for zeros.
+    model, inputs, target, baselines, additional_forward_args, return_convergence_delta
+        As for :func:`manifold_lib.integrated_gradients`.
     n_steps : int
         Segments of the path, each with a gradient of its own.
     fraction : float
         In (0, 1], share of the coordinates that move together, those with the smallest |∂f/∂x| first.
     max_dist : float
-        In [0, 1], how far the progress of a coordinate may be from that of the straight line: 0 gives
-        Integrated Gradients, 1 leaves the path free.
+        In [0, 1], how far the progress of a coordinate may be from that of the straight line: 0 gives Integrated
+        Gradients, 1 leaves the path free.
     anchors : int
-        Points of the straight line that the path must pass, the other way to bound it: the free rule
-        (``max_dist`` is then not used) on each of the anchors + 1 pieces, which share ``n_steps``, rounded up.
+        Points of the straight line that the path must pass, instead of ``max_dist``: the path is free on each of the
+        anchors + 1 pieces, which share ``n_steps``, rounded up.
     method : {"trapezoid", "left", "right"}
-        The left rule is the released algorithm; the trapezoid takes one gradient more and is of second order. It
-        halves the few segments that are rough, whose error, known from the scores at their ends, is above
-        20 / n_steps² of the change of the score: kinks, which more steps would hardly mend. That costs at most
-        n_steps gradients more an image, and 32 · n_steps where halving makes the errors smaller; on average
-        1 to 2.3 · n_steps on the zoo's LeNet and 0.2 to 8 · n_steps on its deep networks, the path left free.
+        The left rule is the released algorithm. The trapezoid is of second order and halves segments whose error, known
+        from the scores at their ends, is above 20 / n_steps² of the change of the score: kinks, which more steps hardly
+        mend. That adds at most n_steps gradients an image, 32 · n_steps where halving helps; on average 1 to
+        2.3 · n_steps on the zoo's LeNet and 0.2 to 8 · n_steps on its deep networks, the path left free.
     internal_batch_size : int, optional
         Images (times pieces) per pass through the model.
-    return_convergence_delta : bool
-        Also return Σ A − (f(x) − f(x')).
     progress : bool
         Whether to show a bar.
 
     Returns
     -------
     Tensor, or (Tensor, Tensor)
-        (B, *shape) in score units, and the deltas (B,).
+        (B, *shape) in score units; with the flag also the deltas (B,).
 
     Raises
     ------
     ValueError
-        For bad input, naming the argument, what it got and what it wants.
+        As for :func:`manifold_lib.gradient`.
 
     Examples
     --------
@@ -104,24 +99,10 @@ def guided_path(
     internal_batch_size: int | None = None,
     progress: bool = False,
 ) -> Path:
-    """The path of :func:`guided_ig`, to look at or to integrate.
+    """The path of :func:`guided_ig`, whose arguments these are, to look at or to integrate.
 
     Its nodes are found when they are needed. To look at them keeps (n_steps + 1) · B images in memory; the integral of
     the score that guides the path keeps one node at a time.
-
-    Parameters
-    ----------
-    model, inputs, target, baselines, n_steps, fraction, max_dist, anchors, additional_forward_args
-        As for :func:`guided_ig`.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    ValueError
-        For bad input, naming the argument, what it got and what it wants.
 
     Examples
     --------
@@ -138,8 +119,7 @@ def guided_path(
     check_share(max_dist, "max_dist", zero=True)
     n_pieces = check_count(anchors, "anchors", least=0) + 1
     steps = math.ceil(n_steps / n_pieces)
-    starts = check_baselines(baselines, inputs).detach()
-    ends = inputs.detach()
+    starts, ends = check_baselines(baselines, inputs).detach(), inputs.detach()
     with scoring(model, ends, target, n_steps, additional_forward_args, internal_batch_size) as own:
         if own is not model:
             own.look(ends)
@@ -169,6 +149,5 @@ def _piece(inputs: Tensor, baselines: Tensor, index: Tensor, n_pieces: int) -> t
     if n_pieces == 1:
         return baselines, inputs
     displacement = inputs - baselines
-    starts = baselines + column(index / n_pieces, inputs) * displacement
-    ends = baselines + column((index + 1) / n_pieces, inputs) * displacement
+    starts, ends = (baselines + column((index + i) / n_pieces, inputs) * displacement for i in (0, 1))
     return starts, torch.where(column(index, inputs) == n_pieces - 1, inputs, ends)

@@ -30,18 +30,19 @@ def idgi(
 
     Parameters
     ----------
-    model, inputs, target, additional_forward_args, internal_batch_size
-        As for :func:`manifold_lib.gradient`.
+    model, inputs, target, baselines, additional_forward_args, internal_batch_size
+        As for :func:`manifold_lib.integrated_gradients`.
     path : Path, optional
-        Any path from baselines to inputs, such as one of :func:`manifold_lib.guided_path`; by default the straight
-        line from ``baselines``, a tensor, a number, or None for zeros.
+        From baselines to inputs, as of :func:`manifold_lib.guided_path`; by default straight from ``baselines``.
     n_steps : int
         Equal steps of the path.
+    return_convergence_delta : bool
+        Also return Σ A − (f(end) − f(start)): zero, but for steps whose gradient is zero.
 
     Returns
     -------
     Tensor, or (Tensor, Tensor)
-        (B, *shape) in score units, and Σ A − (f(end) − f(start)) (B,): zero but where a gradient is.
+        (B, *shape) in score units; with the flag also the deltas (B,).
 
     Examples
     --------
@@ -51,9 +52,8 @@ def idgi(
     """
     check_batch(inputs)
     check_count(n_steps, "n_steps")
-    options = {"additional_forward_args": additional_forward_args, "internal_batch_size": internal_batch_size}
     path = straight_path(inputs.detach(), 0.0 if baselines is None else baselines) if path is None else path
-    with scoring(model, inputs, target, n_points=n_steps, **options) as scorer:
+    with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size) as scorer:
         path = dataclasses.replace(path, end=check_like(inputs if path.end is None else path.end, inputs, "path"))
         own = dataclasses.replace(path, integral=lambda other, method, graph: _shared_out(other, path, n_steps))
         attributions = integrate(scorer, own, name="idgi")

@@ -32,35 +32,33 @@ def integrated_gradients(
 
     Parameters
     ----------
-    model, inputs, target, additional_forward_args, internal_batch_size
+    model, inputs, target, additional_forward_args, internal_batch_size, create_graph
         As for :func:`manifold_lib.gradient`.
     baselines : Tensor, float or None
-        (B, *shape), (1, *shape), a number, or None for zeros. Give them in the units of ``inputs``:
-        after normalisation, zero is not black.
+        (B, *shape), (1, *shape), a number, or None for zeros, in the units of ``inputs``: after normalisation, zero is
+        not black.
     n_steps : int
         Segments of the rule; for Gauss–Legendre, nodes.
     method : str
         Quadrature rule, see :func:`manifold_lib.integrate`.
     multiply_by_inputs : bool
-        False leaves out the factor (x − x') and gives the path-averaged gradient, which paper 1 calls
-        IG on its digits. It does not sum to the change of the score.
+        False leaves out the factor (x − x') and gives the path-averaged gradient, which paper 1 calls IG on its digits.
+        It does not sum to the change of the score.
     tolerance : float, optional
-        As many steps as each image needs to be complete to this share of its change of score, instead of
-        ``n_steps`` and ``method``; see :func:`manifold_lib.integrate`.
+        As many steps as each image needs to be complete to this share of its change of score, instead of ``n_steps``
+        and ``method``; see :func:`manifold_lib.integrate`.
     return_convergence_delta : bool
-        Also return Σ IG − (f(x) − f(x')), where IG is taken with its factor.
-    create_graph : bool
-        Keep the graph, to differentiate the attribution itself.
+        Also return Σ A − (f(x) − f(x')), A with its factor.
 
     Returns
     -------
     Tensor, or (Tensor, Tensor)
-        (B, *shape) in score units (per input unit without the factor), and the deltas (B,).
+        (B, *shape) in score units (per input unit without the factor); with the flag also the deltas (B,).
 
     Raises
     ------
     ValueError
-        For bad input, naming the argument, what it got and what it wants.
+        As for :func:`manifold_lib.gradient`.
 
     Examples
     --------
@@ -74,20 +72,18 @@ def integrated_gradients(
         check_adaptive(tolerance, method, create_graph)
     path = straight_path(inputs, 0.0 if baselines is None else baselines)
     with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size) as scorer:
-        given: dict[str, Any] = {"method": method, "n_steps": None if tolerance else n_steps, "tolerance": tolerance}
+        named: dict[str, Any] = {"create_graph": create_graph, "name": "integrated_gradients"}
         if multiply_by_inputs:
-            attributions = products = integrate(
-                scorer, path, **given, create_graph=create_graph, name="integrated_gradients"
-            )
+            steps = None if tolerance else n_steps
+            attributions = integrate(scorer, path, method=method, n_steps=steps, tolerance=tolerance, **named)
+        elif tolerance is None:
+            attributions = mean_gradient(scorer, path, *rule(method, n_steps, inputs), create_graph=create_graph)
         else:
-            if tolerance is None:
-                rules = rule(method, n_steps, inputs)
-                attributions = mean_gradient(scorer, path, *rules, create_graph=create_graph)
-            else:
-                attributions = adaptive(scorer, path, tolerance, average=True, name="integrated_gradients")[0]
-            products = attributions.detach() * (inputs - path_starts(path, scorer.size)).detach()
+            attributions = adaptive(scorer, path, tolerance, average=True, name="integrated_gradients")[0]
+        if not multiply_by_inputs:
             warn_non_finite(attributions, "integrated_gradients")
         if not return_convergence_delta:
             return attributions
-        delta = products.detach().flatten(1).sum(1) - scorer.change(inputs, path_starts(path, scorer.size))
-        return attributions, delta
+        starts, products = path_starts(path, scorer.size), attributions.detach()
+        products = products if multiply_by_inputs else products * (inputs - starts).detach()
+        return attributions, products.flatten(1).sum(1) - scorer.change(inputs, starts)

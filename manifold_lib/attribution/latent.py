@@ -1,7 +1,4 @@
-"""Paths through a latent space, decoded, with straight bridges to the raw baseline and input.
-
-A ``vae`` is any object with ``encode(x)``, the latent mean, and ``decode(z)``.
-"""
+"""Paths through a latent space, decoded, with straight bridges to the raw baseline and input."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_baselines, check_batch, check_choice, check_count
+from ..core.checks import check_baselines, check_batch, check_count
 from ..core.modules import buffers_as_found, check_mode, modules_of
 from ..core.passes import forward_points
 from ..core.scorer import Model, Target, scoring
@@ -17,7 +14,6 @@ from ..geometry.curves import spline_path
 from ..geometry.geodesics import geodesic
 from ..paths.integral import integrate, path_method, with_delta
 from ..paths.path import Path, decoded_path, joined, line, path_starts, straight_path
-from ..paths.quadrature import RULES
 from .published import chord_times_mean
 
 
@@ -41,29 +37,20 @@ def enhanced_ig(
 
     Parameters
     ----------
-    model, inputs, target, additional_forward_args, internal_batch_size
-        As for :func:`manifold_lib.gradient`.
+    model, inputs, target, baselines, n_steps, method, additional_forward_args, internal_batch_size
+        As for :func:`manifold_lib.integrated_gradients`.
     vae : object
-        With ``encode`` and ``decode``.
-    baselines : Tensor, float or None
-        (B, *shape), (1, *shape), a number, or None for zeros: encoded like the inputs.
-    n_steps : int
-        Segments of the decoded line.
+        With ``encode(x)``, which gives latent means, of the baselines too, and ``decode(z)``.
     bridge : bool
-        Join the raw baseline and the raw input to the ends of the decoded line by straight lines, so that the sum is
-        f(x) − f(x'): 16 Gauss–Legendre nodes each, more where these miss the change of the score. Without, it is the
-        change between their reconstructions.
-    method : str
-        Quadrature rule, see :func:`manifold_lib.integrate`.
-    return_convergence_delta : bool
-        Also return Σ A − (f(x) − f(x')).
-    create_graph : bool
-        Keep the graph, through encoder and decoder too, to differentiate the attribution itself.
+        Join the raw baseline and input to the ends of the decoded line by straight lines, of 16 Gauss–Legendre nodes
+        each, or more where these miss the change of the score. Without, the sum is the change between reconstructions.
+    return_convergence_delta, create_graph : bool
+        As for :func:`manifold_lib.integrated_gradients`; the graph is kept through encoder and decoder too.
 
     Returns
     -------
     Tensor, or (Tensor, Tensor)
-        (B, *shape) in score units, and the deltas (B,).
+        (B, *shape) in score units; with the flag also the deltas (B,).
 
     Raises
     ------
@@ -73,18 +60,15 @@ def enhanced_ig(
     Examples
     --------
     >>> import torch, manifold_lib as ml
-    >>> vae, model = ml.VAE(4).eval(), lambda x: x.flatten(1).sum(1)
-    >>> ml.enhanced_ig(model, torch.ones(1, 1, 32, 32), vae=vae, n_steps=4).shape
+    >>> ml.enhanced_ig(lambda x: x.flatten(1).sum(1), torch.ones(1, 1, 32, 32), vae=ml.VAE(4).eval(), n_steps=4).shape
     torch.Size([1, 1, 32, 32])
     """
-    check_choice(method, "method", RULES)
     check_count(n_steps, "n_steps")
     with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size, vae) as scorer:
-        baselines = check_baselines(baselines, inputs)
-        given: dict[str, Any] = {"internal_batch_size": scorer.size, "create_graph": create_graph}
-        path = enhanced_path(inputs, vae=vae, baselines=baselines, bridge=bridge, **given)
-        settings: dict[str, Any] = {"method": method, "n_steps": n_steps, "create_graph": create_graph}
-        attributions = integrate(scorer, path, **settings, name="enhanced_ig")
+        baselines, graph = check_baselines(baselines, inputs), {"create_graph": create_graph}
+        given: dict[str, Any] = {"bridge": bridge, "internal_batch_size": scorer.size, **graph}
+        path = enhanced_path(inputs, vae=vae, baselines=baselines, **given)
+        attributions = integrate(scorer, path, method=method, n_steps=n_steps, name="enhanced_ig", **graph)
         return with_delta(scorer, attributions, inputs, baselines, return_convergence_delta)
 
 
@@ -109,47 +93,41 @@ def manifold_ig(
 
     Parameters
     ----------
-    model, inputs, target, vae, baselines, bridge, additional_forward_args, internal_batch_size
+    model, inputs, target, vae, baselines, additional_forward_args, internal_batch_size, return_convergence_delta
         As for :func:`enhanced_ig`.
     n_steps : int
         Segments of the geodesic, and of the trapezoid rule along it.
     max_iter : int
         Iterations of :func:`manifold_lib.geodesic`. With 0 the path is the straight line, and this is Enhanced IG.
-    published : bool
-        The released sum for the record, see :func:`manifold_lib.attribution.published.chord_times_mean`.
+    bridge, published : bool
+        Bridges as of :func:`enhanced_ig`, or instead the released sum for the record, see
+        :func:`manifold_lib.attribution.published.chord_times_mean`.
     create_graph : bool
         Keep the graph. The geodesic is solved at the inputs as they are, and then moves with its ends, its bend kept.
 
     Returns
     -------
     Tensor, or (Tensor, Tensor)
-        (B, *shape) in score units, and Σ A − (f(x) − f(x')) (B,).
+        (B, *shape) in score units; with the flag also the deltas (B,).
 
     Raises
     ------
     ValueError
-        For bad input, a VAE in train mode, and one whose images are not like the inputs.
+        As for :func:`enhanced_ig`.
 
     Examples
     --------
     >>> import torch, manifold_lib as ml
-    >>> vae, model = ml.VAE(4).eval(), lambda x: x.flatten(1).sum(1)
-    >>> ml.manifold_ig(model, torch.ones(1, 1, 32, 32), vae=vae, n_steps=4, max_iter=0).shape
+    >>> ml.manifold_ig(lambda x: x.flatten(1).sum(1), torch.ones(1, 1, 32, 32), vae=ml.VAE(4).eval(), max_iter=0).shape
     torch.Size([1, 1, 32, 32])
     """
     check_count(n_steps, "n_steps")
     with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size, vae) as scorer:
-        baselines = check_baselines(baselines, inputs)
-        given: dict[str, Any] = {
-            "internal_batch_size": scorer.size,
-            "create_graph": create_graph,
-            "bridge": bridge and not published,
-        }
+        baselines, graph = check_baselines(baselines, inputs), {"create_graph": create_graph}
+        given: dict[str, Any] = {"bridge": bridge and not published, "internal_batch_size": scorer.size, **graph}
         path = manifold_path(inputs, vae=vae, baselines=baselines, n_steps=n_steps, max_iter=max_iter, **given)
-        if published:
-            path = chord_times_mean(path, n_steps)
-        settings: dict[str, Any] = {"create_graph": create_graph, "n_steps": None if published else n_steps}
-        attributions = integrate(scorer, path, **settings, name="manifold_ig")
+        path, steps = (chord_times_mean(path, n_steps), None) if published else (path, n_steps)
+        attributions = integrate(scorer, path, n_steps=steps, name="manifold_ig", **graph)
         return with_delta(scorer, attributions, inputs, baselines, return_convergence_delta)
 
 
@@ -171,7 +149,7 @@ def enhanced_path(
     torch.Size([1, 3, 1, 32, 32])
     """
     given: dict[str, Any] = {"internal_batch_size": internal_batch_size, "create_graph": create_graph, "bridge": bridge}
-    return _path(inputs, vae, baselines, lambda start, end: straight_path(end, start), **given)
+    return manifold_path(inputs, vae=vae, baselines=baselines, max_iter=0, **given)
 
 
 def manifold_path(
@@ -195,52 +173,30 @@ def manifold_path(
     """
     check_count(n_steps, "n_steps")
     check_count(max_iter, "max_iter", least=0)
-
-    def curve(start: Tensor, end: Tensor) -> Path:
-        if not max_iter:
-            return straight_path(end, start)
-        options: dict[str, Any] = {"max_iter": max_iter, "internal_batch_size": internal_batch_size}
-        points = geodesic(vae.decode, start, end, n_steps=n_steps, **options).points
-        if create_graph:
-            t = torch.linspace(0, 1, n_steps + 1).to(points).view(1, -1, *(1,) * (start.ndim - 1))
-            points = points + t * (end - end.detach())[:, None] + (1 - t) * (start - start.detach())[:, None]
-        return spline_path(points)
-
-    given: dict[str, Any] = {"internal_batch_size": internal_batch_size, "create_graph": create_graph, "bridge": bridge}
-    return _path(inputs, vae, baselines, curve, **given)
-
-
-def _path(
-    inputs: Tensor,
-    vae: Any,
-    baselines: Tensor | float | None,
-    build: Callable[[Tensor, Tensor], Path],
-    *,
-    bridge: bool,
-    internal_batch_size: int | None,
-    create_graph: bool,
-) -> Path:
-    """The decoded path that ``build`` makes of both ends' latents, with its bridges."""
     check_batch(inputs)
     baselines = check_baselines(baselines, inputs)
     if not create_graph:
         inputs, baselines = inputs.detach(), baselines.detach()
     size = forward_points(inputs, 1) if internal_batch_size is None else internal_batch_size
     check_count(size, "internal_batch_size")
-    found = buffers_as_found(modules_of(vae))
-    with found, torch.inference_mode(False), torch.set_grad_enabled(create_graph):
+    with buffers_as_found(modules_of(vae)), torch.inference_mode(False), torch.set_grad_enabled(create_graph):
         end, start = encode(vae, inputs, size), encode(vae, baselines, size)
-        curve = decoded_path(decoder_of(vae, inputs), build(start, end), size)
+        latent_path = straight_path(end, start)
+        if max_iter:
+            options: dict[str, Any] = {"max_iter": max_iter, "internal_batch_size": internal_batch_size}
+            points = geodesic(vae.decode, start, end, n_steps=n_steps, **options).points
+            if create_graph:
+                t = torch.linspace(0, 1, n_steps + 1).to(points).view(1, -1, *(1,) * (start.ndim - 1))
+                points = points + t * (end - end.detach())[:, None] + (1 - t) * (start - start.detach())[:, None]
+            latent_path = spline_path(points)
+        curve = decoded_path(decoder_of(vae, inputs), latent_path, size)
         if not bridge:
             return curve
         return bridged(curve, path_starts(curve, size, create_graph=create_graph), inputs, baselines)
 
 
 def bridged(curve: Path, start: Tensor, inputs: Tensor, baselines: Tensor, weight: float = 98.0) -> Path:
-    """A curve from ``start``, joined to the raw baseline and the raw input by straight lines.
-
-    The curve takes ``weight`` times as much of [0, 1] as each of them.
-    """
+    """A curve from ``start``, between straight bridges that each take 1 / ``weight`` as much of [0, 1] as it."""
     assert curve.end is not None
     return joined((line(baselines, start), curve, line(curve.end, inputs)), (1.0, weight, 1.0))
 
@@ -256,25 +212,36 @@ def encode(vae: Any, inputs: Tensor, size: int) -> Tensor:
         latents = encode(vae, inputs[:1], size)
         return latents.expand(len(inputs), *latents.shape[1:])
     parts = []
-    for chunk in inputs.split(size):
-        parts.append(vae.encode(chunk.clone()))  # a copy, since an encoder may begin with an in-place layer
-        if not isinstance(parts[-1], Tensor):
-            kind = type(parts[-1]).__name__
-            raise ValueError(f"vae: encode gave {kind}, wants a tensor (B, *latent), such as the means")
-        if parts[-1].ndim and len(parts[-1]) != len(chunk):
-            got = tuple(parts[-1].shape)
-            raise ValueError(f"vae: encode gave shape {got} for {len(chunk)} images, wants (B, *latent)")
+    for some in inputs.split(size):
+        latents = vae.encode(some.clone())  # a copy, since an encoder may begin with an in-place layer
+        if not isinstance(latents, Tensor):
+            raise ValueError(
+                f"vae: encode gave {type(latents).__name__}, wants a tensor (B, *latent), such as the means"
+            )
+        if latents.ndim and len(latents) != len(some):
+            raise ValueError(
+                f"vae: encode gave shape {tuple(latents.shape)} for {len(some)} images, wants (B, *latent)"
+            )
+        parts.append(latents)
     return check_batch(torch.cat(parts), "vae.encode(inputs)")
 
 
 def decoder_of(vae: Any, inputs: Tensor) -> Callable[[Tensor], Tensor]:
-    """``vae.decode``, refused where it gives anything but images like the inputs."""
+    """``vae.decode`` on copies of its buffers, refused where it gives anything but images like the inputs."""
     check_mode(vae.decode)
-    shape, dtype = inputs.shape[1:], inputs.dtype
+    parts = [part for module in modules_of(vae) for part in module.modules() if part._buffers]
 
     def decode(latents: Tensor) -> Tensor:
-        images = vae.decode(latents)
-        wants = ((len(latents), *shape), dtype)
+        found = [(part, *item) for part in parts for item in part.named_buffers(recurse=False)]
+        try:
+            for part, name, buffer in found:
+                # not restored by value, which forward mode and a kept graph may refuse
+                part._buffers[name] = buffer.clone()
+            images = vae.decode(latents)
+        finally:
+            for part, name, buffer in found:
+                part._buffers[name] = buffer
+        wants = ((len(latents), *inputs.shape[1:]), inputs.dtype)
         got = (tuple(images.shape), images.dtype) if isinstance(images, Tensor) else type(images).__name__
         if got != wants:
             raise ValueError(f"vae: decode gave {got}, wants {wants} like inputs")

@@ -44,38 +44,27 @@ def ma_gig(
 
     Parameters
     ----------
-    model, inputs, target, additional_forward_args
-        As for :func:`manifold_lib.gradient`. The paper explains probabilities: wrap the model in a softmax for them.
-    vae : object
-        With ``encode`` and ``decode``; its latents may have any shape.
-    baselines : Tensor, float or None
-        (B, *shape), (1, *shape), a number, or None for zeros: encoded like the inputs.
+    model, inputs, target, vae, baselines, bridge, additional_forward_args, return_convergence_delta
+        As for :func:`manifold_lib.enhanced_ig`. The paper explains probabilities: wrap the model in a softmax for them.
     n_steps : int
         Segments of the path, each with a decode and a gradient of its own. Rough ones are halved as by
         :func:`manifold_lib.guided_ig`, between their latents: 0.2 to 0.9 · n_steps gradients more on the zoo's
         networks, 4.6 · n_steps on the one of CIFAR-10.
     fraction : float
         In (0, 1], share of the latents that move together. With 1 the path is the straight latent line.
-    bridge : bool
-        Join the raw baseline and the raw input to the ends of the decoded path by straight lines, as
-        :func:`manifold_lib.enhanced_ig` does, so that the sum is f(x) − f(x'). Without, it is the change between their
-        reconstructions.
     published : bool
-        The released formula for the record: left rule; the raw baseline and input in the place of the first and the
-        last decoded point, with no bridges; the last group moved along a great circle (slerp), which keeps neither
-        the L1 schedule nor the box between the ends; and a schedule for N = n_steps + 1 points, of which step k
-        (from 0) leaves 1 − (k + 1) / N of the way. ``bridge`` is then not used.
+        The released formula for the record, without bridges: left rule; the raw baseline and input in the place of the
+        first and the last decoded point; the last group moved along a great circle (slerp), which keeps neither the L1
+        schedule nor the box between the ends; N = n_steps + 1 points, step k (from 0) leaving 1 − (k + 1) / N to go.
     internal_batch_size : int, optional
         Images per pass through decoder and model.
-    return_convergence_delta : bool
-        Also return Σ A − (f(x) − f(x')).
     progress : bool
         Whether to show a bar.
 
     Returns
     -------
     Tensor, or (Tensor, Tensor)
-        (B, *shape) in score units, and the deltas (B,).
+        (B, *shape) in score units; with the flag also the deltas (B,).
 
     Raises
     ------
@@ -85,16 +74,15 @@ def ma_gig(
     Examples
     --------
     >>> import torch, manifold_lib as ml
-    >>> vae, model = ml.VAE(4).eval(), lambda x: x.flatten(1).sum(1)
-    >>> ml.ma_gig(model, torch.ones(1, 1, 32, 32), vae=vae, n_steps=4).shape
+    >>> ml.ma_gig(lambda x: x.flatten(1).sum(1), torch.ones(1, 1, 32, 32), vae=ml.VAE(4).eval(), n_steps=4).shape
     torch.Size([1, 1, 32, 32])
     """
     check_count(n_steps, "n_steps")
     options: dict[str, Any] = {"n_steps": n_steps, "fraction": fraction, "published": published, "progress": progress}
+    given: dict[str, Any] = {"vae": vae, "bridge": bridge, "internal_batch_size": internal_batch_size}
     with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size, vae) as scorer:
         baselines = check_baselines(baselines, inputs).detach()
-        size: dict[str, Any] = {"internal_batch_size": internal_batch_size}
-        path = ma_gig_path(scorer, inputs, vae=vae, baselines=baselines, bridge=bridge, **size, **options)
+        path = ma_gig_path(scorer, inputs, baselines=baselines, **given, **options)
         attributions = integrate(scorer, path, name="ma_gig")
         return with_delta(scorer, attributions, inputs.detach(), baselines, return_convergence_delta)
 
@@ -116,10 +104,9 @@ def ma_gig_path(
 ) -> Path:
     """The path of :func:`ma_gig`, whose arguments these are, to look at or to integrate.
 
-    From the raw baseline over the n_steps + 1 decoded points to the raw input, n_steps + 2 equal parts of [0, 1] in
-    all; with ``published`` n_steps, the raw baseline and input in the place of the first and the last decoded point.
-    Its nodes are found when they are needed: to look at them keeps n_steps · B images in memory, the integral one node
-    at a time.
+    It has n_steps + 2 equal parts of [0, 1]: one for each bridge and one for each segment of decoded points; with
+    ``published`` it has n_steps. Its nodes are found when they are needed: to look at them keeps n_steps · B images in
+    memory, the integral one node at a time.
 
     Examples
     --------
@@ -139,12 +126,12 @@ def ma_gig_path(
     ):
         if own is not model:
             own.look(inputs)
-        starts, ends = encode(vae, baselines, own.size), encode(vae, inputs, own.size)
-        decode = decoder_of(vae, inputs)
         size = own.size
+        starts, ends = encode(vae, baselines, size), encode(vae, inputs, size)
+        decode = decoder_of(vae, inputs)
         if internal_batch_size is None:  # decoder and model are kept together
-            first = starts.contiguous()
-            size = min(size, plan_passes(lambda z, rows: own.scores(decode(z), rows), first, n_steps))
+            planned = plan_passes(lambda z, rows: own.scores(decode(z), rows), starts.contiguous(), n_steps)
+            size = min(size, planned)
 
         def stream(scorer: Scorer, rows: Tensor, last: bool) -> tuple[Iterator[Node], Evaluate]:
             evaluate = _evaluator(scorer, decode)

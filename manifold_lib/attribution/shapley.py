@@ -29,6 +29,8 @@ def shapley_values(
     ----------
     inputs : Tensor
         (B, *shape) with D = prod(shape) of at most 16.
+    model, target, baselines, additional_forward_args, internal_batch_size
+        As for :func:`manifold_lib.integrated_gradients`.
 
     Returns
     -------
@@ -60,11 +62,9 @@ def shapley_values(
             kept = members[subset].view(-1, *inputs.shape[1:])
             values.append(scorer.score(torch.where(kept, inputs[rows], baselines[rows]), rows))
     # the share of each subset in φ_i: with i in it as the larger of its pair, without i as the smaller
-    n_members = members.sum(1).tolist()
-    ways = [math.factorial(k) * math.factorial(n_entries - 1 - k) / math.factorial(n_entries) for k in range(n_entries)]
-    joining = torch.tensor([ways[n - 1] if n else 0.0 for n in n_members]).to(inputs)
-    missing = torch.tensor([ways[n] if n < n_entries else 0.0 for n in n_members]).to(inputs)
-    weights = torch.where(members, joining[:, None], -missing[:, None])
+    ways = [1 / (n_entries * math.comb(n_entries - 1, k)) for k in range(n_entries)]
+    shares, n_members = torch.tensor([0.0, *ways, 0.0]).to(inputs), members.sum(1)
+    weights = torch.where(members, shares[n_members, None], -shares[n_members + 1, None])
     attributions = (torch.cat(values).view(len(inputs), -1).to(inputs.dtype) @ weights).view_as(inputs)
     warn_non_finite(attributions, "shapley_values")
     return attributions

@@ -1,7 +1,7 @@
 """Tangentially aligned Integrated Gradients (paper 2): the baseline whose attribution is most tangent.
 
-``α* = argmax_a μ(IG(x, a))`` with the tangent fraction μ, solved for each image on its own. The fraction is what is
-optimised, so a high one proves little by itself: notebook 02 shows the controls.
+``α* = argmax_a μ(IG(x, a))`` with the tangent fraction μ, solved for each image on its own. The fraction itself is
+optimised, so a high one proves little: notebook 02 shows the controls.
 """
 
 import math
@@ -26,8 +26,8 @@ from ..core.scorer import Model, Scorer, Target, scoring
 from ..geometry.projection import flat_like, tangent_fraction
 from ..paths.integral import integrate, path_method, with_delta
 from ..paths.path import straight_path
-from . import baselines as starting_points
 from .alignment import Search, Steps, gradient_steps, is_piecewise_linear, projection_steps
+from .baselines import drawn, uniform
 from .latent import decoder_of, encode
 
 
@@ -38,6 +38,13 @@ class TangentialBaseline(NamedTuple):
     tangent_fraction : (B,), of Integrated Gradients from them, by 64 Gauss–Legendre nodes.
     history : (max_iter + 1, B), the fraction by ``n_steps`` nodes at each iteration, of the start that won.
     converged : (B,) bool, a fraction of 0.99, or no gain for 50 iterations.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> basis = torch.tensor([[[1.0], [0.0]]])
+    >>> ml.tangential_baseline(lambda x: (x**2).sum(1), torch.ones(1, 2), basis=basis, max_iter=9).history.shape
+    torch.Size([10, 1])
     """
 
     baselines: Tensor
@@ -73,18 +80,19 @@ def tangential_baseline(
 
     Parameters
     ----------
+    model, inputs, target, additional_forward_args, internal_batch_size
+        As for :func:`manifold_lib.gradient`.
     basis : Tensor
         (B, D, K) orthonormal columns, see :func:`manifold_lib.tangent_basis`.
-    constraint : {"none", "box", "change", "manifold"}
+    constraint, c, vae : {"none", "box", "change", "manifold"}, float, object
         ``"box"`` keeps the baseline within ``clamp``; ``"change"`` keeps the explained change,
         f(x) − f(a) ≥ c · (f(x) − f(0)), by a penalty; ``"manifold"`` searches a = dec(z) with ``vae``.
     solver : {"projection", "gradient"}, optional
-        A fixed point of damped projections (:mod:`manifold_lib.attribution.alignment`), or Adam on the
-        fraction. By default the projections, which get closer to 1 in fewer steps; they know no other constraint than
-        the box, so for ``"change"`` and ``"manifold"`` it is Adam.
+        A fixed point of damped projections (:mod:`manifold_lib.attribution.alignment`), which gets closer to 1 in fewer
+        steps, or Adam on the fraction. By default Adam for ``"change"`` and ``"manifold"`` only, which need it.
     n_starts : int
-        Starting points of each image: zero, then uniform noise within ``clamp`` (on the manifold: the encoded zero
-        image, then draws of N(0, I)). The one that ends most aligned is kept.
+        Starting points of each image, of which the one that ends most aligned is kept: zero, then uniform noise within
+        ``clamp`` (on the manifold: the encoded zero image, then draws of N(0, I)).
     max_iter : int
         Most iterations; the search stops when every image has a fraction of 0.99 or no gain of 1e-4 in 50.
     n_steps : int
@@ -92,14 +100,12 @@ def tangential_baseline(
     learning_rate : float
         Of Adam, in the units of ``inputs`` (on the manifold, of latents).
     stop_gradient : bool, optional
-        For Adam: treat the path-averaged gradient h of IG = (x − a) ⊙ h as constant. On a ReLU network, where
-        h is constant almost everywhere, that is the same at less cost; None finds out.
+        For Adam: treat the path-averaged gradient h of IG = (x − a) ⊙ h as constant, which costs less. By default where
+        the model is piecewise linear, as ReLU networks are: h is constant almost everywhere there.
     clamp : (float, float)
         Valid range of the inputs.
     generator : torch.Generator, optional
         For the starts; each is drawn once and shared by the images.
-    internal_batch_size : int, optional
-        Points per pass through the model.
     progress : bool
         Whether to show a bar.
 
@@ -107,6 +113,13 @@ def tangential_baseline(
     -------
     TangentialBaseline
         Never less aligned than its start: the best point seen is kept.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> basis = torch.tensor([[[1.0], [0.0]]])
+    >>> ml.tangential_baseline(lambda x: (x**2).sum(1), torch.ones(1, 2), basis=basis, max_iter=9).baselines.shape
+    torch.Size([1, 2])
     """
     check_batch(inputs)
     flat_like(inputs, basis)
@@ -126,10 +139,8 @@ def tangential_baseline(
         raise ValueError(f"solver: got 'projection' with constraint={constraint!r}, wants 'gradient'")
     if (constraint == "manifold") == (vae is None):
         raise ValueError(f"vae: got {vae!r} with constraint={constraint!r}, wants one for 'manifold' only")
-    inputs = inputs.detach()
-    with scoring(
-        model, inputs, target, n_steps * max_iter, additional_forward_args, internal_batch_size, vae
-    ) as scorer:
+    inputs, n_points = inputs.detach(), n_steps * max_iter
+    with scoring(model, inputs, target, n_points, additional_forward_args, internal_batch_size, vae) as scorer:
         if stop_gradient is None:
             stop_gradient = is_piecewise_linear(scorer, inputs, clamp)
         starts = _starts(inputs, n_starts, clamp, vae, scorer.size, generator)
@@ -137,16 +148,22 @@ def tangential_baseline(
         decode = decoder_of(vae, inputs) if constraint == "manifold" else None
         search = Search(scorer, decode, constraint, c, clamp, n_steps, learning_rate, stop_gradient)
         steps = projection_steps if solver == "projection" else gradient_steps
-        rows = torch.arange(len(inputs) * n_starts, device=inputs.device).split(max(scorer.size // n_steps, 1))
+        images = torch.arange(len(inputs), device=inputs.device).repeat_interleave(n_starts)
+        rows = torch.arange(len(images), device=inputs.device).split(max(scorer.size // n_steps, 1))
         found = []
         for part in progress_bar(rows, show=progress, desc="tangential_baseline"):
-            image = part // n_starts
-            walk = steps(search, inputs[image], starts[image, part % n_starts], basis[image], image)
-            found.append(_follow(walk, max_iter))
+            own = images[part]
+            found.append(_follow(steps(search, inputs[own], starts.flatten(0, 1)[part], basis[own], own), max_iter))
         points, history, converged, feasible = (torch.cat(part) for part in zip(*found, strict=True))
-        result = _best(scorer, inputs, basis, points, history, converged, feasible, n_starts)
-    warn_non_finite(result.tangent_fraction[:, None], "tangential_baseline")
-    return result
+        maps = integrate(scorer.of(images), straight_path(inputs[images], points), method="gausslegendre", n_steps=64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a start at the input itself explains nothing
+            fraction = tangent_fraction(maps, basis[images])
+        # of the starts that keep the constraint, where any does, the one that ended most aligned
+        preferred = torch.nan_to_num(fraction, nan=-1.0) + feasible.to(fraction.dtype) * 2
+        best = preferred.view(-1, n_starts).argmax(1) + torch.arange(len(inputs), device=inputs.device) * n_starts
+    warn_non_finite(fraction[best, None], "tangential_baseline")
+    return TangentialBaseline(points[best], fraction[best], history[best].T.contiguous(), converged[best])
 
 
 @path_method
@@ -166,15 +183,24 @@ def tangential_ig(
 
     Parameters
     ----------
+    model, inputs, target, basis, additional_forward_args, internal_batch_size, **search
+        As for :func:`tangential_baseline`.
     n_ig_steps : int
         Gauss–Legendre nodes of the attribution.
-    **search
-        Keywords of :func:`tangential_baseline`.
+    return_convergence_delta : bool
+        Also return Σ A − (f(x) − f(a)).
 
     Returns
     -------
     Tensor, or (Tensor, Tensor)
-        (B, *shape) in score units, and Σ A − (f(x) − f(a)) (B,).
+        (B, *shape) in score units; with the flag also the deltas (B,).
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> basis = torch.tensor([[[1.0], [0.0]]])
+    >>> ml.tangential_ig(lambda x: (x**2).sum(1), torch.ones(1, 2), basis=basis, max_iter=9).shape
+    torch.Size([1, 2])
     """
     check_count(n_ig_steps, "n_ig_steps")
     with scoring(model, inputs, target, n_ig_steps, additional_forward_args, internal_batch_size) as scorer:
@@ -212,42 +238,13 @@ def _follow(steps: Steps, max_iter: int) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 def _starts(
-    inputs: Tensor,
-    n_starts: int,
-    clamp: tuple[float, float],
-    vae: Any,
-    size: int,
-    generator: torch.Generator | None,
+    inputs: Tensor, n_starts: int, clamp: tuple[float, float], vae: Any, size: int, generator: torch.Generator | None
 ) -> Tensor:
     """(B, n_starts, ...) baselines, or latents where there is a VAE."""
     if vae is None:
-        low, high = clamp
-        noise = [starting_points.uniform(inputs, low=low, high=high, generator=generator) for _ in range(n_starts - 1)]
+        noise = [uniform(inputs, low=clamp[0], high=clamp[1], generator=generator) for _ in range(n_starts - 1)]
         return torch.stack([torch.zeros_like(inputs), *noise], 1)
     with torch.no_grad():
         latents = encode(vae, torch.zeros_like(inputs), size)
-    device = check_generator(generator, inputs.device)
-    draws = torch.randn((n_starts - 1, *latents.shape[1:]), generator=generator, device=device, dtype=latents.dtype)
-    return torch.cat([latents[:, None], draws.to(latents.device).expand(len(inputs), *draws.shape)], 1)
-
-
-def _best(
-    scorer: Scorer,
-    inputs: Tensor,
-    basis: Tensor,
-    points: Tensor,
-    history: Tensor,
-    converged: Tensor,
-    feasible: Tensor,
-    n_starts: int,
-) -> TangentialBaseline:
-    """The start of each image that ended most aligned, among those that keep the constraint where any does."""
-    images = torch.arange(len(inputs), device=inputs.device).repeat_interleave(n_starts)
-    path = straight_path(inputs[images], points)
-    maps = integrate(scorer.of(images), path, method="gausslegendre", n_steps=64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a start at the input itself explains nothing
-        fraction = tangent_fraction(maps, basis[images])
-    preferred = torch.nan_to_num(fraction, nan=-1.0) + feasible.to(fraction.dtype) * 2
-    chosen = preferred.view(-1, n_starts).argmax(1) + torch.arange(len(inputs), device=inputs.device) * n_starts
-    return TangentialBaseline(points[chosen], fraction[chosen], history[chosen].T.contiguous(), converged[chosen])
+    draws = drawn(torch.randn, (n_starts - 1, *latents.shape[1:]), latents, generator)
+    return torch.cat([latents[:, None], draws.expand(len(inputs), *draws.shape)], 1)

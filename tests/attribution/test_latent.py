@@ -246,6 +246,26 @@ def test_the_buffers_of_a_vae_are_put_back(name):
         assert torch.equal(first, again)
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda model, inputs, vae: ml.enhanced_path(inputs, vae=vae),
+        lambda model, inputs, vae: ml.manifold_path(inputs, vae=vae, max_iter=0, bridge=False),
+        lambda model, inputs, vae: ml.ma_gig_path(model, inputs, 0, vae=vae, n_steps=3),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_path_that_decodes_later_leaves_the_buffers_of_its_vae_as_found(build, training):
+    model, inputs, vae = smooth_model((1, 4, 4)), draw(3, 1, 4, 4), Counted().train(training)
+    path, buffer = build(model, inputs, vae), vae.calls
+    first = path.sample(4)
+    path.at(torch.tensor([0]), torch.tensor([0.5], dtype=torch.float64))
+    ml.integrate(model, path, 0, n_steps=3)
+    ml.integrate(model, path, 0, n_steps=3, method="gausslegendre")  # in forward mode
+    assert vae.calls is buffer and buffer == 0
+    assert torch.equal(path.sample(4), first)
+
+
 @pytest.mark.parametrize("hold", [list, tuple, lambda parts: dict(enumerate(parts)), lambda parts: [{"deep": parts}]])
 def test_train_mode_is_seen_wherever_a_plain_object_holds_it(hold):
     layers = [torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.BatchNorm1d(16)).double() for _ in range(2)]
