@@ -1,5 +1,6 @@
 """Guided IG (Kapishnikov et al. 2021): the greedy path on pixels, and its integral."""
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -126,22 +127,18 @@ def guided_path(
 
         def stream(scorer: Scorer, rows: Tensor, last: bool) -> tuple[Iterator[Node], Evaluate]:
             piece = _piece(ends[rows // n_pieces], starts[rows // n_pieces], rows % n_pieces, n_pieces)
-            evaluate = _evaluator(scorer)
-            free = 1.0 if anchors else max_dist
-            return greedy_nodes(evaluate, *piece, steps, fraction, free, last=last), evaluate
+            evaluate = functools.partial(_evaluate, scorer)
+            nodes = greedy_nodes(evaluate, *piece, steps, fraction, 1.0 if anchors else max_dist, last=last)
+            return nodes, evaluate
 
         settings: dict[str, Any] = {"n_steps": steps, "n_pieces": n_pieces, "size": own.size, "progress": progress}
         return streamed_path(own, stream, (starts, ends), **settings, name="guided_ig")
 
 
-def _evaluator(scorer: Scorer) -> Evaluate:
+def _evaluate(scorer: Scorer, points: Tensor, rows: Tensor, guide: bool) -> tuple[Node, Tensor | None]:
     """Pixels are their own coordinates, and the gradient is the guide."""
-
-    def evaluate(points: Tensor, rows: Tensor, guide: bool) -> tuple[Node, Tensor | None]:
-        value, gradient = scorer.score_and_gradient(points, rows)
-        return Node(points, points, gradient, value), gradient if guide else None
-
-    return evaluate
+    value, gradient = scorer.score_and_gradient(points, rows)
+    return Node(points, points, gradient, value), gradient if guide else None
 
 
 def _piece(inputs: Tensor, baselines: Tensor, index: Tensor, n_pieces: int) -> tuple[Tensor, Tensor]:

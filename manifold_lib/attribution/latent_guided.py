@@ -1,5 +1,6 @@
 """MA-GIG (paper 5): the greedy path of Guided IG on the latents of a decoder, decoded, and its integral."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -134,7 +135,7 @@ def ma_gig_path(
             size = min(size, planned)
 
         def stream(scorer: Scorer, rows: Tensor, last: bool) -> tuple[Iterator[Node], Evaluate]:
-            evaluate = _evaluator(scorer, decode)
+            evaluate = functools.partial(_evaluate, scorer, decode)
             way = (evaluate, starts[rows], ends[rows], n_steps, fraction)
             if published:
                 return anchored(released_nodes(*way), scorer, baselines[rows], inputs[rows]), evaluate
@@ -149,31 +150,29 @@ def ma_gig_path(
         return bridged(curve, path_starts(line, size), inputs, baselines, n_steps) if bridge else curve
 
 
-def _evaluator(scorer: Scorer, decode: Callable[[Tensor], Tensor]) -> Evaluate:
+def _evaluate(
+    scorer: Scorer, decode: Callable[[Tensor], Tensor], latents: Tensor, rows: Tensor, guide: bool
+) -> tuple[Node, Tensor | None]:
     """Point p = D(z), ∇f(p) and g = J_D(z)ᵀ ∇f(p), from one pass forward and one backward."""
-
-    def evaluate(latents: Tensor, rows: Tensor, guide: bool) -> tuple[Node, Tensor | None]:
-        if not guide:
-            with torch.no_grad():
-                point = decode(latents.clone())
-            value, gradient = scorer.score_and_gradient(point, rows)
-            return Node(latents, point, gradient, value), None
-        with torch.enable_grad():
-            coordinates = latents.detach().requires_grad_()
-            point = decode(coordinates.clone())
-            if not point.requires_grad:
-                raise ValueError(f"vae: {_DETACHED}")
-            values = scorer.values(point, rows)
-            check_differentiable(values)
-            ones = torch.ones_like(values)
-            gradient, guidance = torch.autograd.grad(values, (point, coordinates), ones, allow_unused=True)
-            if gradient is None:
-                raise ValueError("model: its scores do not depend on the inputs differentiably")
-            if guidance is None:
-                raise ValueError(f"vae: {_DETACHED}")
-            # a path that was guided by nothing is no explanation, whatever its sum
-            lost = guidance.flatten(1).isnan().any(1)
-            gradient = torch.where(lost.view(-1, *(1,) * (point.ndim - 1)), torch.nan, gradient)
-        return Node(latents, point.detach(), gradient, values.detach()), guidance
-
-    return evaluate
+    if not guide:
+        with torch.no_grad():
+            point = decode(latents.clone())
+        value, gradient = scorer.score_and_gradient(point, rows)
+        return Node(latents, point, gradient, value), None
+    with torch.enable_grad():
+        coordinates = latents.detach().requires_grad_()
+        point = decode(coordinates.clone())
+        if not point.requires_grad:
+            raise ValueError(f"vae: {_DETACHED}")
+        values = scorer.values(point, rows)
+        check_differentiable(values)
+        ones = torch.ones_like(values)
+        gradient, guidance = torch.autograd.grad(values, (point, coordinates), ones, allow_unused=True)
+    if gradient is None:
+        raise ValueError("model: its scores do not depend on the inputs differentiably")
+    if guidance is None:
+        raise ValueError(f"vae: {_DETACHED}")
+    # without a guide the path explains nothing, although its sum may be right
+    lost = guidance.flatten(1).isnan().any(1)
+    gradient = torch.where(lost.view(-1, *(1,) * (point.ndim - 1)), torch.nan, gradient)
+    return Node(latents, point.detach(), gradient, values.detach()), guidance

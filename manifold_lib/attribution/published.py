@@ -20,8 +20,7 @@ _ARRIVED, _PARALLEL = 1e-9, 0.9995
 def chord_times_mean(path: Path, n_steps: int) -> Path:
     """Paper 3's sum: (p_last − p_first) ⊙ mean ∇f(p_i), over the points at i / n_steps for i < n_steps.
 
-    The last of them falls short of the input, and there are no bridges. On a curved path it does not come closer to
-    the change of the score with more steps.
+    It stops before the input and has no bridges. On a curved path more steps do not bring it closer to Δf.
     """
 
     def integral(scorer: Scorer, method: str, create_graph: bool) -> Tensor:
@@ -72,9 +71,9 @@ def anchored(nodes: Iterator[Node], scorer: Scorer, baselines: Tensor, inputs: T
 
 
 def _released_step(current: Tensor, goal: Tensor, gradient: Tensor, left: Tensor, fraction: float) -> Tensor:
-    """One step of the released rule on latents (B, K), to where the L1 way ``left`` (B, 1) should be to go.
+    """One step of the released rule on latents (B, K), after which the L1 way ``left`` (B, 1) should remain.
 
-    Nothing holds γ at 0 or above: after a slerp has overshot the schedule, it moves back.
+    γ may be negative: after a slerp has overshot the schedule, the latents move back.
     """
     way = (goal - current).abs()
     movable = way >= _ARRIVED
@@ -86,7 +85,7 @@ def _released_step(current: Tensor, goal: Tensor, gradient: Tensor, left: Tensor
 
 
 def _slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
-    """Along the great circle between two vectors of each row (B, K), t (B, 1); straight where that is no plane."""
+    """Along the great circle between two vectors of each row (B, K), t (B, 1); straight where there is none."""
     norms = start.norm(dim=1, keepdim=True), end.norm(dim=1, keepdim=True)
     cosine = (start * end).sum(1, keepdim=True) / (norms[0] * norms[1])
     angle = cosine.clamp(-1, 1).arccos()
