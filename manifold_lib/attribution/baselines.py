@@ -6,12 +6,12 @@ is drawn at random, so no attribution depends on its batch.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_generator, check_positive, check_range
+from ..core.checks import check_batch, check_positive, check_range
+from .gradients import drawn
 
 
 def zero(inputs: Tensor, *, low: float = 0.0, high: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
@@ -99,12 +99,6 @@ def mean(inputs: Tensor, *, low: float = 0.0, high: float = 1.0, generator: torc
     _check(inputs, low, high)
     axes = tuple(range(2 if inputs.ndim == 4 else 1, inputs.ndim))
     return inputs.mean(axes, keepdim=True).expand_as(inputs)
-
-
-def drawn(sample: Callable[..., Tensor], shape: tuple, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """``torch.rand`` or ``torch.randn`` on the generator's device, moved to that of ``like``."""
-    device = check_generator(generator, like.device)
-    return sample(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
 def _check(inputs: Tensor, low: float, high: float) -> None:

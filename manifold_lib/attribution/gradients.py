@@ -1,5 +1,6 @@
 """Gradients of the score: at the input, times the input, and averaged over noise or over baselines."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from ..core.scorer import Model, Target, scoring
 from ..paths.integral import path_method
 from ..paths.path import column
 from ..paths.quadrature import empty_sum, pairs, summed_gradients
-from .baselines import drawn
 
 
 def gradient(
@@ -199,3 +199,9 @@ def expected_gradients(
         delta = None if change is None else attributions.flatten(1).sum(1) - change
     warn_non_finite(attributions, "expected_gradients")
     return attributions if delta is None else (attributions, delta)
+
+
+def drawn(sample: Callable[..., Tensor], shape: tuple, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """``torch.rand`` or ``torch.randn`` on the generator's device, moved to that of ``like``."""
+    device = check_generator(generator, like.device)
+    return sample(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_baselines, check_batch, check_count
+from ..core.checks import check_baselines, check_batch, check_choice, check_count
 from ..core.modules import buffers_as_found, check_mode, modules_of
 from ..core.passes import forward_points
 from ..core.scorer import Model, Target, scoring
@@ -14,6 +14,7 @@ from ..geometry.curves import spline_path
 from ..geometry.geodesics import geodesic
 from ..paths.integral import integrate, path_method, with_delta
 from ..paths.path import Path, decoded_path, joined, line, path_starts, straight_path
+from ..paths.quadrature import RULES
 from .published import chord_times_mean
 
 
@@ -40,10 +41,10 @@ def enhanced_ig(
     model, inputs, target, baselines, n_steps, method, additional_forward_args, internal_batch_size
         As for :func:`manifold_lib.integrated_gradients`.
     vae : object
-        With ``encode(x)``, which gives latent means, of the baselines too, and ``decode(z)``.
+        With ``encode(x)``, which gives latent means (B, *latent), of the baselines too, and ``decode(z)``.
     bridge : bool
-        Join the raw baseline and input to the ends of the decoded line by straight lines, of 16 Gauss–Legendre nodes
-        each, or more where these miss the change of the score. Without, the sum is the change between reconstructions.
+        Join the raw baseline and input to the decoded ends by straight lines, so that the sum is f(x) − f(x'), else
+        the change between reconstructions. Each has 16 Gauss–Legendre nodes, more where these miss the change of score.
     return_convergence_delta, create_graph : bool
         As for :func:`manifold_lib.integrated_gradients`; the graph is kept through encoder and decoder too.
 
@@ -63,6 +64,7 @@ def enhanced_ig(
     >>> ml.enhanced_ig(lambda x: x.flatten(1).sum(1), torch.ones(1, 1, 32, 32), vae=ml.VAE(4).eval(), n_steps=4).shape
     torch.Size([1, 1, 32, 32])
     """
+    check_choice(method, "method", RULES)
     check_count(n_steps, "n_steps")
     with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size, vae) as scorer:
         baselines, graph = check_baselines(baselines, inputs), {"create_graph": create_graph}
@@ -100,7 +102,7 @@ def manifold_ig(
     max_iter : int
         Iterations of :func:`manifold_lib.geodesic`. With 0 the path is the straight line, and this is Enhanced IG.
     bridge, published : bool
-        Bridges as of :func:`enhanced_ig`, or instead the released sum for the record, see
+        ``bridge`` as for :func:`enhanced_ig`; ``published`` gives the released sum for the record, without bridges, see
         :func:`manifold_lib.attribution.published.chord_times_mean`.
     create_graph : bool
         Keep the graph. The geodesic is solved at the inputs as they are, and then moves with its ends, its bend kept.
@@ -215,13 +217,11 @@ def encode(vae: Any, inputs: Tensor, size: int) -> Tensor:
     for some in inputs.split(size):
         latents = vae.encode(some.clone())  # a copy, since an encoder may begin with an in-place layer
         if not isinstance(latents, Tensor):
-            raise ValueError(
-                f"vae: encode gave {type(latents).__name__}, wants a tensor (B, *latent), such as the means"
-            )
+            kind = type(latents).__name__
+            raise ValueError(f"vae: encode gave {kind}, wants a tensor (B, *latent), such as the means")
         if latents.ndim and len(latents) != len(some):
-            raise ValueError(
-                f"vae: encode gave shape {tuple(latents.shape)} for {len(some)} images, wants (B, *latent)"
-            )
+            got = tuple(latents.shape)
+            raise ValueError(f"vae: encode gave shape {got} for {len(some)} images, wants (B, *latent)")
         parts.append(latents)
     return check_batch(torch.cat(parts), "vae.encode(inputs)")
 

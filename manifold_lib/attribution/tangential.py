@@ -27,7 +27,8 @@ from ..geometry.projection import flat_like, tangent_fraction
 from ..paths.integral import integrate, path_method, with_delta
 from ..paths.path import straight_path
 from .alignment import Search, Steps, gradient_steps, is_piecewise_linear, projection_steps
-from .baselines import drawn, uniform
+from .baselines import uniform
+from .gradients import drawn
 from .latent import decoder_of, encode
 
 
@@ -205,8 +206,7 @@ def tangential_ig(
     check_count(n_ig_steps, "n_ig_steps")
     with scoring(model, inputs, target, n_ig_steps, additional_forward_args, internal_batch_size) as scorer:
         found = tangential_baseline(scorer, inputs, basis=basis, **search)
-        inputs = inputs.detach()
-        path = straight_path(inputs, found.baselines)
+        inputs, path = inputs.detach(), straight_path(inputs.detach(), found.baselines)
         attributions = integrate(scorer, path, method="gausslegendre", n_steps=n_ig_steps, name="tangential_ig")
         return with_delta(scorer, attributions, inputs, found.baselines, return_convergence_delta)
 
