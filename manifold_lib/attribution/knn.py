@@ -175,7 +175,7 @@ def geodesic_paths(
         start, end = (torch.cat([*graph.images(points[:, i], scorer.size)]) for i in (0, -1))
         curve = Path(lambda rows, t: decode(line.at(rows, t)), end=end, n_edges=line.n_edges, integral=integral)
         whole = bridged(curve, start, inputs, baselines)
-        return GraphPaths(whole.at, end=inputs, parts=whole.parts, **own)
+        return GraphPaths(whole.at, end=inputs, parts=whole.parts, bounds=whole.bounds, **own)
 
 
 def _draw(inputs: Tensor, nodes: Tensor, baselines: Tensor, n_neighbors: int, space: Any, size: int) -> Graph:

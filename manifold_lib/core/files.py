@@ -31,20 +31,16 @@ def file_hash(path: Path, algorithm: str = "sha256") -> str:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write to a temporary name in the same folder, then rename: readers never see half a file."""
+    """Write in a temporary folder beside the target, then rename: readers never see half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as stream:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".part") as folder:
+        temporary = Path(folder, "content")
+        with open(temporary, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
+        temporary.chmod(0o644)
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def replace_folder(folder: Path, target: Path) -> None:
@@ -64,23 +60,19 @@ def replace_folder(folder: Path, target: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Atomic, stable JSON: two-space indent, keys in the order given, a final newline."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock that belongs to ``path``: two processes making it meet here."""
+    """Hold the lock that belongs to ``path``, so that two processes do not make it at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(path.name + ".lock")):
         yield
 
 
 def save_weights(path: Path, model: torch.nn.Module) -> str:
-    """Write the model's state as float16 safetensors; return the file's sha256.
-
-    Integer buffers (the counters of batch norm) keep their type.
-    """
+    """Write the model's state as float16 safetensors, integer buffers as they are; return the file's sha256."""
     state = {
         name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for name, value in model.state_dict().items()
@@ -95,12 +87,10 @@ def load_weights(path: Path, model: torch.nn.Module, sha256: str | None = None) 
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and found != sha256:
-        raise CorruptFile(
-            f"{path}: sha256 is {found[:16]}…, expected {sha256[:16]}…. The file is incomplete or was changed; "
-            f"restore it (git checkout -- data/models/{path.name}) or train it again (make models)."
-        )
-    state = load_tensors(content)
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        way_out = f"restore it (git checkout -- data/models/{path.name}) or train it again (make models)."
+        message = f"{path}: sha256 is {found[:16]}…, expected {sha256[:16]}…. The file is incomplete or was changed; "
+        raise CorruptFile(message + way_out)
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_tensors(content).items()})
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

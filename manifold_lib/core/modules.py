@@ -1,7 +1,8 @@
-"""What is known of the user's modules: where they are, which mode they are in, and how they are left as found."""
+"""The user's modules: how to find them, which mode they are in, and how they are left as found."""
 
 import contextlib
 import functools
+import itertools
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,12 @@ def module_of(function: object) -> nn.Module | None:
     """The module that a callable is, or is a method of."""
     owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
     return owner if isinstance(owner, nn.Module) else None
+
+
+def tensors_of(function: object) -> Iterator[Tensor]:
+    """The parameters, then the buffers, of the module that a callable is or is a method of."""
+    module = module_of(function)
+    return iter(()) if module is None else itertools.chain(module.parameters(), module.buffers())
 
 
 def modules_of(vae: Any) -> list[nn.Module]:
@@ -43,13 +50,12 @@ def modules_of(vae: Any) -> list[nn.Module]:
 
 def train_mode_layers(module: nn.Module) -> str:
     """Names of the layers whose output depends on the batch or on chance, in the mode they are in."""
-    fickle = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.modules.dropout._DropoutNd)
-    # instance norm that keeps no statistics is the same in both modes
-    steady = (nn.modules.instancenorm._InstanceNorm,)
+    instance_norm = nn.modules.instancenorm._InstanceNorm
+    fickle = (nn.modules.batchnorm._BatchNorm, instance_norm, nn.modules.dropout._DropoutNd)
     parts = [part for part in module.modules() if part.training and isinstance(part, fickle)]
-    return ", ".join(
-        sorted({type(part).__name__ for part in parts if not isinstance(part, steady) or part.track_running_stats})
-    )
+    # instance norm that keeps no statistics is the same in both modes
+    kinds = {type(part).__name__ for part in parts if not isinstance(part, instance_norm) or part.track_running_stats}
+    return ", ".join(sorted(kinds))
 
 
 def check_mode(decoder: object, name: str = "decoder") -> None:
@@ -84,5 +90,5 @@ def jvp(function: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor) 
     """Value and directional derivative, without the deprecation notice of torch's own first use of forward mode."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-        result = torch.func.jvp(function, (point,), (direction,))
-    return result[0], result[1]
+        result: Any = torch.func.jvp(function, (point,), (direction,))
+    return result

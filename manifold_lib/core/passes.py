@@ -1,23 +1,21 @@
-"""How points go through a model: how many at once, and in which memory order. What is here was measured to win 10 % on
-two networks or more (``figures/bench/tricks.csv``)."""
+"""How points go through a model: how many at once, and in which memory order.
 
-import functools
+Each trick was measured to win 10 % on two networks or more (``figures/bench/tricks.csv``)."""
+
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .checks import check_count
 
-# On a CPU the cache decides: 32 MiB of activations are some 70 points of the paper's LeNet. A network whose weights are
-# larger than the cache reads them from memory in every pass: then activations of four times their size go at once. On a
-# GPU its free memory decides.
+# On a CPU the cache limits the activations: 32 MiB are some 70 points of the paper's LeNet. Weights larger than the
+# cache are read in every pass, so activations of four times their size go at once. On a GPU the free memory limits.
 CPU_BYTES, CPU_WEIGHTS, GPU_SHARE = 32 * 2**20, 4, 0.25
-# Points are never so many that what is kept of each, beside the activations, fills the cache; a GPU launches fewer
-# kernels for more of them, up to this number.
+# Most numbers of all points, since gradients and sums need the cache too; most points of a GPU, for fewer kernels.
 CPU_NUMBERS, GPU_POINTS = 2**18, 8192
-# Two trial passes cost five points. With fewer points than these in all that is above one percent, and a rule by the
-# size of a point is enough.
+# With fewer points in all, two trial passes (five points) cost more than 1 %, and the size of a point must do.
 WORTH_A_TRIAL = 512
 
 
@@ -26,22 +24,16 @@ def plan_passes(
 ) -> int:
     """How many points to push through a model at once, forward and backward.
 
-    As many as keep their activations in the cache of a CPU, or in a quarter of a GPU's free memory. What autograd keeps
-    is measured on two and on three points: the difference is what one point takes, the rest are the weights.
-
-    Parameters
-    ----------
-    scores : callable
-        ``scores(points, rows)`` with points (n, *shape) and rows (n,), the image that each point belongs to.
-    n_points : int
-        Points of each image that will go through with gradients.
-    internal_batch_size : int, optional
-        The user's own number of points, instead of one that fits.
+    As many as keep their activations in the cache of a CPU, or in a quarter of a GPU's free memory; or the user's
+    ``internal_batch_size``. ``n_points`` of each image will go through with gradients. What autograd keeps is measured
+    on two and on three points: the difference is what one point takes, the rest are the weights.
     """
     if internal_batch_size is not None:
         return check_count(internal_batch_size, "internal_batch_size")
     numel, on_gpu = inputs[0].numel(), inputs.device.type == "cuda"
-    _keep_freed_memory()
+    # Freed untouched, it has glibc keep up to some 60 MB of freed memory, whose pages take a quarter of a small
+    # network's time to fetch again. Other C libraries ignore it.
+    torch.empty(31 * 2**20, dtype=torch.uint8)
     if not on_gpu and len(inputs) * n_points < WORTH_A_TRIAL:
         return min(max(2 * CPU_NUMBERS // numel, 1), 64 if numel > 64 else WORTH_A_TRIAL)
     if not n_points:
@@ -57,19 +49,8 @@ def plan_passes(
     return min(max(budget // per_point, 1), max(CPU_NUMBERS // numel, 256))
 
 
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Have the C library keep the activations of one chunk for the next, up to some 60 MB.
-
-    glibc gives freed memory back to the system, to fetch it again page by page: up to a quarter of the time of small
-    networks. The largest block freed so far sets how much it keeps, so an untouched one, freed at once, does; with
-    other C libraries this does nothing.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
 def forward_points(inputs: Tensor, size: int) -> int:
-    """How many points to push forward only, where ``size`` go with gradients: a CPU's cache holds some more."""
+    """How many points to push forward only, where ``size`` go with gradients: a CPU's cache holds more of them."""
     return size if inputs.device.type == "cuda" else max(size, min(CPU_NUMBERS * 4 // max(inputs[0].numel(), 1), 64))
 
 
@@ -91,11 +72,10 @@ def _kept(scores: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, n_points: 
 
 
 def takes_channels_last(scores: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, n_points: int = 2) -> bool:
-    """Whether a model gives the same scores for points in channels-last order, in which a CPU is faster.
+    """Whether a model gives the same scores for points of noise in channels-last order, in which a CPU is faster.
 
-    A few points of noise tell, the same for any batch; a blank image would not. A model that relies on the other
-    order (``view`` on feature maps) fails or differs. One that pools maxima is left alone: the other order rounds
-    otherwise, and where windows nearly tie, other pixels would win.
+    A model that relies on the other order (``view`` on feature maps) fails or differs. Maximum pooling is refused: the
+    order changes the rounding, and with it which pixel wins a window that nearly ties.
     """
     if inputs.device.type != "cpu" or inputs.dtype != torch.float32 or inputs.ndim != 4:
         return False
@@ -103,10 +83,10 @@ def takes_channels_last(scores: Callable[[Tensor, Tensor], Tensor], inputs: Tens
     points = torch.rand((n_points, *inputs.shape[1:]), generator=torch.Generator().manual_seed(0), dtype=inputs.dtype)
     with torch.enable_grad(), torch.random.fork_rng([]):
         usual = scores(points.clone().requires_grad_(), rows)
-        waiting, seen = [usual.grad_fn], set()
+        waiting: list[Any] = [usual.grad_fn]
+        seen = {None}
         while waiting:
-            node = waiting.pop()
-            if node is not None and node not in seen:
+            if (node := waiting.pop()) not in seen:
                 if "MaxPool" in node.name():
                     return False
                 seen.add(node)

@@ -1,6 +1,7 @@
 """The score that is explained: one object calls the user's model, and knows which image each point belongs to."""
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_batch
-from .modules import buffers_as_found, module_of, modules_of, train_mode_layers
+from .checks import check_batch, require
+from .modules import buffers_as_found, module_of, modules_of, tensors_of, train_mode_layers
 from .passes import channels_last, forward_points, plan_passes, takes_channels_last
 
 Model = Callable[..., Tensor]
@@ -21,21 +22,11 @@ LEAST_CHANGE = 0.05
 
 
 class Scorer:
-    """A model, the class explained for each image of a batch, and what else the model is given.
+    """A model, the class explained for each image of a batch, and the other arguments of the model.
 
-    Points come with ``rows`` (n,), the image that each belongs to: its class is the one explained at the point, and
-    its rows of the other arguments go with it. Without ``rows`` the points are the images of the batch, in order.
-
-    Attributes
-    ----------
-    model : callable
-        The user's model.
-    classes : Tensor or None
-        (B,) int64; None for a model that returns (B,).
-    args : tuple
-        Other arguments of the model. Tensors whose first dimension is B follow their image.
-    size, forward : int
-        Points per pass with gradients, and forward only.
+    Points come with ``rows`` (n,), the images whose classes and arguments they take; without, they are the images of
+    the batch, in order. ``classes`` is (B,) int64, or None for a model that returns (B,). Tensors in ``args`` whose
+    first dimension is B follow their image. ``size`` and ``forward`` are points per pass with gradients and without.
     """
 
     def __init__(self, model: Model, batch: int, args: tuple = (), size: int = 16) -> None:
@@ -56,15 +47,13 @@ class Scorer:
 
     def of(self, rows: Tensor) -> "Scorer":
         """The scorer of some images of the batch."""
-        part = Scorer(self.model, len(rows), self._args(rows), self.size)
-        part.forward, part.channels_last = self.forward, self.channels_last
-        part.follows, part.lowest, part.highest = self.follows, self.lowest, self.highest
+        part = copy.copy(self)
+        part.batch, part.args = len(rows), self._args(rows)
         part.classes = None if self.classes is None else self.classes[rows]
         return part
 
     def resolve(self, inputs: Tensor, target: Target) -> None:
-        """Take the classes to explain: those given, which are held against the model's scores as these come, or
-        the predicted ones."""
+        """Take the classes to explain: those given, which the first scores check, or those predicted."""
         if target is None:
             with torch.no_grad():
                 rows = torch.arange(len(inputs), device=inputs.device).split(self.forward)
@@ -83,15 +72,13 @@ class Scorer:
 
     def groups(self) -> list[Tensor]:
         """Rows of the images that share class and arguments, group by group."""
-        every = [part for part, own in zip(self.args, self.follows, strict=True) if own]
+        every = [part for part, own in zip(self.args, self.follows, strict=True) if own and part.numel()]
         every += [] if self.classes is None else [self.classes]
-        device = self.classes.device if self.classes is not None else None
-        codes = [
-            torch.unique(part.flatten(1) if part.ndim > 1 else part, dim=0, return_inverse=True)[1] for part in every
-        ]
+        every = [torch.view_as_real(part.resolve_conj()) if part.is_complex() else part for part in every]
+        codes = [torch.unique(part.reshape(self.batch, -1), dim=0, return_inverse=True)[1] for part in every]
         if not codes:
-            return [torch.arange(self.batch, device=device)]
-        _, group = torch.unique(torch.stack([code.flatten() for code in codes], 1), dim=0, return_inverse=True)
+            return [torch.arange(self.batch)]
+        _, group = torch.unique(torch.stack(codes, 1), dim=0, return_inverse=True)
         return [(group == index).nonzero().squeeze(1) for index in range(int(group.max()) + 1)]
 
     def scores(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -99,7 +86,10 @@ class Scorer:
         # a copy, since a model may begin with an in-place layer
         points = channels_last(points) if self.channels_last else points.clone()
         scores = self.model(points, *self._args(rows))
-        return checked_scores(scores, len(points))
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        met = isinstance(scores, Tensor) and scores.ndim in (1, 2) and len(scores) == len(points)
+        require(met, "model", f"scores {got}", f"(B, C) or (B,) with B = {len(points)}")
+        return scores
 
     def _args(self, rows: Tensor | None) -> tuple:
         if rows is None or not any(self.follows):
@@ -110,11 +100,9 @@ class Scorer:
         """The explained score of some points, with a graph where they have one: (n,)."""
         scores = self.scores(points, rows)
         if self.classes is None:
-            if scores.ndim == 2:
-                raise ValueError(f"model: got scores {tuple(scores.shape)}, wants (B,) as for the inputs")
+            require(scores.ndim == 1, "model", f"scores {tuple(scores.shape)}", "(B,) as for the inputs")
             return scores
-        if scores.ndim == 1:
-            raise ValueError("target: got classes, wants None for a model that returns scores (B,)")
+        require(scores.ndim == 2, "target", "classes", "None for a model that returns scores (B,)")
         check_class(self.lowest, self.highest, scores.shape[1], "target")
         classes = self.classes if rows is None else self.classes[rows]
         return scores.gather(1, classes[:, None]).squeeze(1)
@@ -139,17 +127,16 @@ class Scorer:
     def gradient(
         self, points: Tensor, rows: Tensor | None = None, *, weights: Tensor | None = None, create_graph: bool = False
     ) -> Tensor:
-        """∂f/∂x at each point, times its weight, in one pass forward and one backward: (n, *shape).
+        """∂f/∂x at each point, times its weight, if the model treats the rows of a batch independently: (n, *shape).
 
-        Rows do not mix: the gradient of the weighted sum of scores holds each row's own gradient, as long as
-        the model treats the rows of a batch independently. Parameters collect no gradient.
+        It takes one pass forward and one backward. Parameters collect no gradient.
         """
         return self.score_and_gradient(points, rows, weights=weights, create_graph=create_graph)[1]
 
     def score_and_gradient(
         self, points: Tensor, rows: Tensor | None = None, *, weights: Tensor | None = None, create_graph: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The scores (n,), detached, that :meth:`gradient` has at hand, and its gradient."""
+        """The scores (n,), detached, and the :meth:`gradient`, of one pass."""
         with torch.enable_grad():
             if not create_graph:
                 points = points.detach()
@@ -174,22 +161,11 @@ def scoring(
     internal_batch_size: int | None = None,
     vae: Any = None,
 ) -> Iterator[Scorer]:
-    """The scorer of a batch, while its model is used; at the end the model is as it was found.
+    """The scorer of a batch, while its model is used; at the end the buffers of model and ``vae`` are as found.
 
-    Checks the inputs and the model's device, warns of train mode, resolves the classes, chooses how many points go
-    at once, allows gradients, and puts back the buffers that passes change, as those of batch norm in train mode.
-    A scorer in the place of the model is passed on, so that methods can call each other.
-
-    Parameters
-    ----------
-    target : int, Tensor or None
-        A class for all, one class per image (B,), or None for the class predicted at ``inputs``.
-    n_points : int
-        Points of each image that will go through the model with gradients, 0 if none will.
-    additional_forward_args : tuple, Tensor or other, optional
-        Other arguments of the model, as in Captum.
-    vae : object, optional
-        A VAE that is used beside the model, whose buffers are put back too.
+    Checks the inputs and the model's device, warns of train mode, resolves the classes, chooses how many points go at
+    once, and allows gradients; ``n_points`` of each image will go through the model with gradients. A scorer in the
+    place of the model is passed on, so that methods can call each other.
     """
     check_batch(inputs)
     modules = [] if vae is None else modules_of(vae)
@@ -197,19 +173,13 @@ def scoring(
         with buffers_as_found(modules):
             yield model
         return
-    module = module_of(model)
-    if module is not None:
-        tensor = next(iter(module.parameters()), next(iter(module.buffers()), None))
-        if tensor is not None and tensor.device != inputs.device:
-            raise ValueError(f"inputs: got device {inputs.device}, wants {tensor.device} like the model's parameters")
-        if kinds := train_mode_layers(module):
-            warnings.warn(
-                f"the model is in train mode ({kinds}): it is used as found, so attributions are random or "
-                "depend on the batch; call model.eval() first",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-    args = additional_forward_args
+    device, module, args = next(tensors_of(model), inputs).device, module_of(model), additional_forward_args
+    wanted = f"{device} like the model's parameters"
+    require(device == inputs.device, "inputs", f"device {inputs.device}", wanted)
+    if module is not None and (kinds := train_mode_layers(module)):
+        message = f"the model is in train mode ({kinds}): it is used as found, so attributions are random or "
+        message += "depend on the batch; call model.eval() first"
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
     scorer = Scorer(model, len(inputs), () if args is None else args if isinstance(args, tuple) else (args,))
     with scorer.in_use(modules):
         scorer.size = scorer.forward = plan_passes(scorer.scores, inputs, n_points, internal_batch_size)
@@ -221,29 +191,20 @@ def scoring(
         yield scorer
 
 
-def checked_scores(scores: Tensor, batch: int) -> Tensor:
-    """What a model returned, if it is (B, C) or (B,)."""
-    shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-    if not isinstance(scores, Tensor) or scores.ndim not in (1, 2) or len(scores) != batch:
-        raise ValueError(f"model: got scores {shape}, wants (B, C) or (B,) with B = {batch}")
-    return scores
-
-
 def check_target(
     target: int | Tensor, batch: int, n_classes: int | None, device: torch.device, name: str = "target"
 ) -> Tensor:
     """Expand an int, or check a (B,) tensor, of classes in [0, n_classes), where their number is known."""
     if isinstance(target, Tensor):
-        if target.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
-            raise ValueError(f"{name}: got {target.dtype}, wants int or a LongTensor ({batch},)")
-        if target.ndim not in (0, 1) or (target.ndim == 1 and len(target) != batch):
-            raise ValueError(f"{name}: got shape {tuple(target.shape)}, wants ({batch},)")
+        whole = target.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+        require(whole, name, target.dtype, f"int or a LongTensor ({batch},)")
+        require(target.shape in ((), (batch,)), name, f"shape {tuple(target.shape)}", f"({batch},)")
         classes = target.to(device=device, dtype=torch.int64).expand(batch)
-    elif isinstance(target, Integral) and not isinstance(target, bool):
+    else:
+        whole = isinstance(target, Integral) and not isinstance(target, bool)
+        require(whole, name, type(target).__name__, f"int, LongTensor ({batch},) or None")
         # a class beyond 64 bits is refused like any other that is not there
         classes = torch.full((batch,), min(max(int(target), -(2**62)), 2**62), device=device)
-    else:
-        raise ValueError(f"{name}: got {type(target).__name__}, wants int, LongTensor ({batch},) or None")
     if n_classes is not None:
         low, high = torch.stack(torch.aminmax(classes)).tolist()
         check_class(low, high, n_classes, name)
@@ -252,8 +213,7 @@ def check_target(
 
 def check_class(low: int, high: int, n_classes: int, name: str) -> None:
     """Refuse classes that the model does not have."""
-    if low < 0 or high >= n_classes:
-        raise ValueError(f"{name}: got classes {low} to {high}, wants 0 to {n_classes - 1}")
+    require(low >= 0 and high < n_classes, name, f"classes {low} to {high}", f"0 to {n_classes - 1}")
 
 
 def check_differentiable(scores: Tensor) -> None:

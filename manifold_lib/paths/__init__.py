@@ -3,10 +3,4 @@
 from .integral import Info, integrate
 from .path import Path, polyline, straight_path
 
-__all__ = [
-    "Info",
-    "Path",
-    "integrate",
-    "polyline",
-    "straight_path",
-]
+__all__ = ["Info", "Path", "integrate", "polyline", "straight_path"]

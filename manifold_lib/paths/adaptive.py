@@ -23,26 +23,13 @@ def adaptive(
     average: bool = False,
     name: str = "integrate",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Trapezoid sums over segments that are halved until the integral is complete to ``tolerance``.
+    """Trapezoid sums over at most ``most`` segments, which are halved until the integral is complete to ``tolerance``.
 
-    The score comes with its gradient, so the error f(p_{i+1}) − f(p_i) − ½ (∇f_i + ∇f_{i+1})·(p_{i+1} − p_i)
-    of each segment is known.
-
-    Parameters
-    ----------
-    most : int or None
-        Most segments of an image, 1,024 by default.
-    average : bool
-        Sum ∇f dt instead, the path-averaged gradient.
-
-    Returns
-    -------
-    (Tensor, Tensor, Tensor)
-        (B, *shape), gradients taken (B,), and whether the tolerance was reached (B,).
+    The score comes with its gradient, so the error f(p_{i+1}) − f(p_i) − ½ (∇f_i + ∇f_{i+1})·(p_{i+1} − p_i) of each
+    segment is known. Returns integrals (B, *shape), or with ``average`` ∫ ∇f dt; gradients taken (B,); whether the
+    tolerance was reached (B,).
     """
-    end = path.end
-    assert end is not None
-    most = MOST if most is None else most
+    end, most = path.end, MOST if most is None else most
     n_first = path.n_edges * math.ceil(min(FIRST, most) / path.n_edges)
     total, n_rows = torch.zeros_like(end, requires_grad=False), len(end)
     counts = torch.full((n_rows,), n_first + 1, device=end.device)
@@ -50,34 +37,34 @@ def adaptive(
     # points and gradients of a block are kept, so it has only as many images as make one pass at the start
     for block in torch.arange(n_rows, device=end.device).split(max(scorer.size // (n_first + 1), 1)):
         part = scorer.of(block)
-        gradients = None if path.gradients is None else _of_block(path.gradients, block)
-        evaluate = evaluator(part, Path(_of_block(path.at, block), gradients, end=end[block]))
+        evaluate = _evaluator(part, path, block)
         rows = torch.arange(len(block), device=end.device)
         t = torch.linspace(0, 1, n_first + 1, dtype=torch.float64, device=end.device)
         nodes = evaluate(t.repeat(len(block)), rows.repeat_interleave(n_first + 1))
         along = nodes.score.view(len(block), -1)
-        spread = _spread(part, end[block])
-        spread = torch.where(torch.isfinite(spread), spread, along.amax(1) - along.amin(1))
+        with torch.no_grad():
+            classes = part.scores(end[block]).view(len(block), -1)
+        spread, covered = (values.amax(1) - values.amin(1) for values in (classes, along))
+        # a single score has no spread, and a masked class none that is finite
+        spread = torch.where(torch.isfinite(spread) & (classes.shape[1] > 1), spread, covered)
         bound = tolerance * torch.maximum((along[:, -1] - along[:, 0]).abs(), 0.05 * spread)
-        first = (torch.arange(len(nodes.score), device=end.device).view(along.shape)[:, :-1]).flatten()
-        first, second = chosen(nodes, first), chosen(nodes, first + 1)
+        first = torch.arange(len(nodes.score), device=end.device).view(along.shape)[:, :-1].flatten()
         owner = rows.repeat_interleave(n_first)
-        pieces = trapezoid(owner, torch.zeros_like(owner), first, second, average=average)
+        ends = chosen(nodes, first), chosen(nodes, first + 1)
+        pieces = trapezoid(owner, torch.zeros_like(owner), *ends, average=average)
         spent, reached, sums = counts[block], converged[block], empty_sum(end[block])
         policy = until_complete(bound, n_first, most, spent, reached)
         refine(sums, pieces, halves(evaluate, scorer.size, average=average), policy)
         total[block], counts[block], converged[block] = sums.to(end.dtype), spent, reached
         finite[block] = torch.isfinite(sums).flatten(1).all(1)
-    late = int((~converged & finite).sum())  # NaN is counted elsewhere
-    if late:
+    if late := int((~converged & finite).sum()):  # NaN is counted elsewhere
         message = f"{name}: {late} of {n_rows} images not converged to tolerance {tolerance:g} within {most} segments"
         warnings.warn(message, RuntimeWarning, stacklevel=3)
     return total, counts, converged
 
 
-def evaluator(scorer: Scorer, path: Path) -> Callable[[Tensor, Tensor], Node]:
-    """Points, scores and gradients at some times of some images, some at a time."""
-    assert path.end is not None
+def _evaluator(scorer: Scorer, path: Path, block: Tensor) -> Callable[[Tensor, Tensor], Node]:
+    """Points, scores and gradients at some times of some images of a block, some at a time."""
     dtype = path.end.dtype
 
     def evaluate(t: Tensor, rows: Tensor) -> Node:
@@ -88,27 +75,15 @@ def evaluator(scorer: Scorer, path: Path) -> Callable[[Tensor, Tensor], Node]:
         n_parts, parts = math.ceil(len(rows) / scorer.size), []
         for own, times in zip(rows.tensor_split(n_parts), t.tensor_split(n_parts), strict=True):
             with torch.no_grad():
-                x = path.at(own, times.to(dtype))
+                x = path.at(block[own], times.to(dtype))
             if path.gradients is None:
                 value, gradient = scorer.score_and_gradient(x, own)
             else:
-                value, gradient = scorer.score(x, own), path.gradients(own, times.to(dtype))
+                value, gradient = scorer.score(x, own), path.gradients(block[own], times.to(dtype))
             parts.append((times, x.detach(), gradient, value.to(dtype)))
         return Node(*(torch.cat(part)[:n_rows] for part in zip(*parts, strict=True)))
 
     return evaluate
-
-
-def _of_block(function: Callable, block: Tensor) -> Callable:
-    return lambda rows, t: function(block[rows], t)
-
-
-def _spread(scorer: Scorer, end: Tensor) -> Tensor:
-    """Range of the class scores at each end; NaN where there is one score only, or one that is not finite."""
-    with torch.no_grad():
-        rows = torch.arange(len(end), device=end.device).split(scorer.size)
-        scores = torch.cat([scorer.scores(end[some], some) for some in rows]).view(len(end), -1)
-    return scores.amax(1) - scores.amin(1) if scores.shape[1] > 1 else torch.full_like(scores[:, 0], torch.nan)
 
 
 def check_adaptive(tolerance: float, method: str, create_graph: bool = False) -> None:

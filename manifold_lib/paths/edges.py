@@ -1,4 +1,4 @@
-"""The edges of a graph as paths: the line integral of the gradient along each, and what it costs to go along it."""
+"""The edges of a graph as paths: the line integral of the gradient along each, and its cost."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from .path import column
 from .quadrature import empty_sum, rule
 from .refine import ALLOWED, DEEPEST_EDGE, Pieces, by_share, finer, gauss, refine, share_of
 
-# Share of the median gradient norm that a way costs where the gradient is zero; the least of it where it is everywhere.
+# √ε as a share of the median gradient norm, and its least value.
 _EPSILON, _LEAST_EPSILON = 0.01, 1e-12
 
 
@@ -22,7 +22,7 @@ _EPSILON, _LEAST_EPSILON = 0.01, 1e-12
 class Graph:
     """Where the paths may go.
 
-    vertices : (V, *shape) or, where ``decode`` is given, latents (V, *latent); the ``n_inner`` graph nodes come first.
+    vertices : (V, *shape) or, with ``decode``, latents (V, *latent); the ``n_inner`` graph nodes come first.
     edges : (E, 2), i < j.
     starts, ends : (B,), the vertices of the baselines and the inputs.
     shape, dtype : of what the model takes.
@@ -38,13 +38,20 @@ class Graph:
     decode: Callable[[Tensor], Tensor] | None
 
     def images(self, vertices: Tensor, size: int) -> Iterator[Tensor]:
-        """Some vertices at a time, decoded where they are latents."""
+        """Some vertices at a time, decoded if they are latents."""
         for part in vertices.split(size):
             with torch.no_grad():
                 yield part if self.decode is None else self.decode(part.clone())
 
+    def at_vertices(
+        self, function: Callable[[Tensor, Tensor], Tensor], vertices: Tensor, row: int, size: int
+    ) -> Tensor:
+        """``function(points, rows)`` at vertices, for the score of one image: (n,) float64."""
+        parts = self.images(vertices, size)
+        return torch.cat([function(part, torch.full((len(part),), row, device=part.device)) for part in parts]).double()
+
     def segment(self, here: Tensor, there: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Points on straight edges at some times, and their velocities; decoded, where the graph is in latents."""
+        """Points on straight edges at some times, and their velocities; decoded if the graph is in latents."""
         start = self.vertices[here]
         step = self.vertices[there] - start
         points = start + column(t, start) * step
@@ -55,13 +62,8 @@ class Graph:
 
 
 class Edges(NamedTuple):
-    """What is known of edges i -> j for one group of images, of which ``row`` is one.
-
-    ends : (E, 2), sorted.
-    integrals : (E, *shape), line integrals of the gradient.
-    costs : (E,) float64.
-    scores : (V,) float64, f at the vertices used, NaN at others.
-    """
+    """Edges i -> j for one group of images, of which ``row`` is one: sorted ends (E, 2), line integrals of the gradient
+    (E, *shape), float64 costs (E,), and f at the vertices used, NaN at others (V,)."""
 
     row: int
     ends: Tensor
@@ -78,13 +80,24 @@ class Edges(NamedTuple):
 def edge_integrals(scorer: Scorer, graph: Graph, edges: Indices, row: int, metric: str, n_nodes: int) -> Edges:
     """Line integrals of the gradient along edges, and what the edges cost, for the score of one image.
 
-    By length of gradient an edge costs at least the change of the score. Without that, a steep wall that lies between
-    two nodes of the quadrature would cost nothing.
+    Except for ``"euclidean"`` an edge costs at least the change of the score, so that a steep wall between two nodes of
+    the quadrature is seen.
     """
-    ends = torch.from_numpy(edges).to(graph.vertices.device)
-    epsilon = _epsilon(scorer, graph, row) if metric == "conformal" else 0.0
+
+    def norms(points: Tensor, rows: Tensor) -> Tensor:
+        return scorer.gradient(points, rows).flatten(1).double().norm(dim=1)
+
+    ends, epsilon = torch.from_numpy(edges).to(graph.vertices.device), 0.0
+    if metric == "conformal":  # (0.01 · median ‖∇f‖ at the nodes where it is finite)²
+        known = graph.at_vertices(norms, graph.vertices[: graph.n_inner], row, scorer.size)
+        known = known[known.isfinite()]
+        epsilon = max(_EPSILON * float(known.median()) if len(known) else 0.0, _LEAST_EPSILON) ** 2
     integrals, costs = _quadrature(scorer, graph, ends, row, n_nodes, 1, metric, epsilon)
-    found = Edges(row, ends, integrals, costs, _scores(scorer, graph, ends, row))
+    used = torch.arange(len(graph.vertices), device=ends.device) < graph.n_inner
+    used[ends] = True
+    scores = graph.at_vertices(scorer.score, graph.vertices[used], row, scorer.size)
+    scores = scores.new_full(used.shape, torch.nan).masked_scatter(used, scores)
+    found = Edges(row, ends, integrals, costs, scores)
     if metric != "euclidean":
         here, there = found.scores[ends].unbind(1)
         least = (there - here).abs() - found.rounding
@@ -95,22 +108,10 @@ def edge_integrals(scorer: Scorer, graph: Graph, edges: Indices, row: int, metri
 def sum_along(
     scorer: Scorer, graph: Graph, edges: Edges, moves: tuple[Tensor, Tensor, Tensor], n: int, n_nodes: int
 ) -> Tensor:
-    """The integrals of paths from those of their edges, with more nodes where a path misses the change of its score.
+    """The integrals of n paths from those of their edges, with more nodes where a path misses its change of score.
 
-    A long edge over a steep place has begun with no more nodes than the short ones elsewhere. Each path asks for what
-    itself needs, so that no sum depends on the others.
-
-    Parameters
-    ----------
-    moves : (Tensor, Tensor, Tensor)
-        (M,) each: the path, the edge, and +1 or −1 for its direction.
-    n : int
-        Paths.
-
-    Returns
-    -------
-    Tensor
-        (n, *shape).
+    ``moves`` are the path, the edge, and +1 or −1 for its direction, (M,) each. What a path gets, (n, *shape), does not
+    depend on the others.
     """
     paths, places, signs = moves
     rounding = edges.rounding
@@ -170,26 +171,3 @@ def _quadrature(
         met = torch.isfinite(products).flatten(1).all(1)
         costs[chunk] = (speed @ weights.double()).where(met, torch.inf)
     return integrals, costs
-
-
-def _epsilon(scorer: Scorer, graph: Graph, row: int) -> float:
-    """(0.01 · median ‖∇f‖ at the nodes where it is finite)²."""
-    norms = []
-    for points in graph.images(graph.vertices[: graph.n_inner], scorer.size):
-        rows = torch.full((len(points),), row, device=points.device)
-        norms.append(scorer.gradient(points, rows).flatten(1).double().norm(dim=1))
-    known = torch.cat(norms)
-    known = known[known.isfinite()]
-    return max(_EPSILON * float(known.median()) if len(known) else 0.0, _LEAST_EPSILON) ** 2
-
-
-def _scores(scorer: Scorer, graph: Graph, ends: Tensor, row: int) -> Tensor:
-    """f at the nodes and at the ends of some edges, NaN at the other vertices: (V,) float64."""
-    wanted = torch.arange(len(graph.vertices), device=ends.device) < graph.n_inner
-    wanted[ends] = True
-    parts = [
-        scorer.score(points, torch.full((len(points),), row, device=points.device))
-        for points in graph.images(graph.vertices[wanted], scorer.size)
-    ]
-    values = torch.cat(parts).double()
-    return values.new_full(wanted.shape, torch.nan).masked_scatter(wanted, values)

@@ -13,19 +13,9 @@ Floats = NDArray[np.float64]
 
 
 def neighbour_edges(points: Floats, n_neighbors: int) -> Indices:
-    """Edges i < j that join each point to its nearest others, and bridges, so that the graph is connected.
+    """Sorted edges i < j (E, 2) that join each of (N, d) distinct points to its nearest others, made connected.
 
-    Parameters
-    ----------
-    points : array
-        (N, d), no two the same.
-    n_neighbors : int
-        Others that each point is joined to; an edge counts both ways. With N − 1 or more, all are.
-
-    Returns
-    -------
-    array
-        (E, 2), sorted.
+    An edge counts both ways. With N − 1 neighbours or more, all points are joined.
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -35,8 +25,7 @@ def neighbour_edges(points: Floats, n_neighbors: int) -> Indices:
     nearest = NearestNeighbors(n_neighbors=n_neighbors).fit(points).kneighbors(return_distance=False)
     edges = np.stack([np.repeat(np.arange(len(points)), n_neighbors), nearest.ravel()], 1)
     edges = _distinct(np.sort(edges, 1), len(points))
-    links = bridges(points, edges)
-    return _distinct(np.concatenate([edges, links]), len(points)) if len(links) else edges
+    return _distinct(np.concatenate([edges, bridges(points, edges)]), len(points))
 
 
 def bridges(points: Floats, edges: Indices) -> Indices:
@@ -64,7 +53,7 @@ def bridges(points: Floats, edges: Indices) -> Indices:
 
 
 def nearest_nodes(nodes: Floats, points: Floats, n_neighbors: int) -> tuple[Indices, NDArray[np.bool_]]:
-    """The nodes nearest to each point, nearest first, and whether the point is the first of them.
+    """The nodes nearest to each point, nearest first, and whether the first of them is the point itself.
 
     (N, d) and (n, d) -> (n, k), with k at most N, and (n,).
     """
@@ -78,18 +67,16 @@ def nearest_nodes(nodes: Floats, points: Floats, n_neighbors: int) -> tuple[Indi
 def shortest_paths(
     n_vertices: int, n_nodes: int, edges: Indices, weights: Floats, source: int
 ) -> tuple[Floats, Indices]:
-    """Dijkstra from one vertex to all: their distances, and the vertex before each on its way; −1 where none leads.
+    """Dijkstra from one vertex to all: distances, and the vertex before each on its path, −1 where none leads.
 
-    Edges between the first ``n_nodes`` vertices may be gone along both ways. The others are the ends of some path
-    each: the source is left, any other one is only arrived at, so that no path leads through the end of another.
+    Edges between the first ``n_nodes`` vertices count both ways. The others are the ends of some path each: paths only
+    leave the source and only arrive at the others, so that none leads through the end of another.
     """
     from scipy.sparse.csgraph import dijkstra
 
-    both = edges[:, 1] < n_nodes
-    from_source = edges[:, 1] == source
-    ways = np.concatenate([edges, edges[both | from_source][:, ::-1]])
-    costs = np.concatenate([weights, weights[both | from_source]])
-    graph = _matrix(n_vertices, ways, costs)
+    back = (edges[:, 1] < n_nodes) | (edges[:, 1] == source)
+    ways = np.concatenate([edges, edges[back][:, ::-1]])
+    graph = _matrix(n_vertices, ways, np.concatenate([weights, weights[back]]))
     distance, before = dijkstra(graph, directed=True, indices=source, return_predecessors=True)
     before = np.where(before < 0, -1, before).astype(np.int64)
     before[source] = source
@@ -103,16 +90,15 @@ def walk_back(before: Indices, ends: Indices) -> Indices:
     """
     back = [ends]
     while True:
-        ahead = before[back[-1]]
-        ahead = np.where(ahead < 0, back[-1], ahead)
+        ahead = np.where(before[back[-1]] < 0, back[-1], before[back[-1]])
         if (ahead == back[-1]).all():
             break
         back.append(ahead)
     # reversed, a short path begins with copies of the source; they go to its end instead
     vertices = np.stack(back[::-1], 1)
     n_hops = (vertices[:, 1:] != vertices[:, :-1]).sum(1, keepdims=True)
-    places = np.arange(max(vertices.shape[1], 2))
-    return np.take_along_axis(vertices, np.minimum(places + vertices.shape[1] - 1 - n_hops, vertices.shape[1] - 1), 1)
+    places = np.arange(max(len(back), 2))
+    return np.take_along_axis(vertices, np.minimum(places + len(back) - 1 - n_hops, len(back) - 1), 1)
 
 
 def _distinct(edges: Indices, n_vertices: int) -> Indices:

@@ -1,8 +1,8 @@
 """The greedy rule of guided paths: the coordinates with the smallest gradients move first, in any coordinates.
 
-On pixels it is Guided IG (Kapishnikov et al. 2021); on the latents of a decoder it is MA-GIG (paper 5). A guided path
-takes the gradient at each of its nodes to find the next one, so it brings its nodes as a stream: the integral is taken
-while they pass, and no image's path is kept whole.
+On pixels it is Guided IG (Kapishnikov et al. 2021); on the latents of a decoder it is MA-GIG (paper 5). The gradient at
+each node gives the next one, so a path brings its nodes as a stream: the integral is summed meanwhile, and no path is
+kept whole.
 """
 
 import functools
@@ -16,10 +16,13 @@ from ..core.progress import progress_bar
 from ..core.scorer import Scorer
 from .path import Path, polyline
 from .quadrature import CHORD_WEIGHTS, empty_sum
-from .refine import BLOCK, ROUGH, Budget, Node, chosen, halves, joined, refine, share_of, trapezoid
+from .refine import BLOCK, ROUGH, Budget, Node, Pieces, chosen, halves, joined, refine, share_of, trapezoid
 
 # evaluate(coordinates, rows, guide): the node at those coordinates of those images, and ∂f by coordinate if asked for
 Evaluate = Callable[[Tensor, Tensor, bool], tuple[Node, Tensor | None]]
+# stream(scorer, rows, last): the nodes of those rows, in lock-step, and what looks at coordinates between them;
+# ``last`` is whether the gradient at the end is wanted
+Stream = Callable[[Scorer, Tensor, bool], tuple[Iterator[Node], Evaluate]]
 
 
 def greedy_nodes(
@@ -32,14 +35,9 @@ def greedy_nodes(
     *,
     last: bool = True,
 ) -> Iterator[Node]:
-    """The n_steps + 1 nodes of the greedy path from ``starts`` to ``ends`` (B, *coordinates).
+    """The n_steps + 1 nodes of the greedy path from ``starts`` to ``ends`` (B, *coordinates), one ``evaluate`` each.
 
-    Parameters
-    ----------
-    evaluate : callable
-        What lies at some coordinates of some images, called once a node.
-    last : bool
-        Whether the gradient at the end is wanted; without it, the end is given as its coordinates.
+    Without ``last`` there is no gradient at the end, which is given as its coordinates.
     """
     displacement, rows = ends - starts, torch.arange(len(ends), device=ends.device)
     # in half precision a step would be lost beside the way so far
@@ -57,28 +55,12 @@ def greedy_nodes(
 def greedy_step(
     progress: Tensor, distances: Tensor, gradient: Tensor, time: float, *, fraction: float, max_dist: float = 1.0
 ) -> Tensor:
-    """Move coordinates, smallest |gradient| first, until the share ``time`` of the L1 way is behind them.
+    """Move coordinates, smallest |gradient| first, until a share ``time`` of the L1 distance is covered: (B, D).
 
-    The released loop moves one group after the other, each the ``fraction`` of all coordinates that has the
-    smallest gradients among those not yet moved, with all that tie with its last; the last group moves in part.
-    Here the groups are read off one sort and one cumulative sum.
-
-    Parameters
-    ----------
-    progress : Tensor
-        (B, D) in [0, 1], how far each coordinate has come.
-    distances : Tensor
-        (B, D), the whole way |x_j − x'_j| of each.
-    gradient : Tensor
-        (B, D), ∂f by coordinate.
-    time : float
-        In (0, 1], the share of the L1 distance to have covered; all progress stays within
-        ``time`` ± ``max_dist``.
-
-    Returns
-    -------
-    Tensor
-        The new progress (B, D).
+    ``progress`` in [0, 1], the ``distances`` |x_j − x'_j| and the ``gradient`` are (B, D). All progress stays within
+    ``time`` ± ``max_dist``. The released loop moves one group after the other, each the ``fraction`` of all coordinates
+    that has the smallest gradients among those not yet moved, with all that tie with its last; the last group moves in
+    part. Here one sort and one cumulative sum give the groups.
     """
     low, high = max(time - max_dist, 0.0), min(time + max_dist, 1.0)
     progress = progress.clamp_min(low)
@@ -95,12 +77,7 @@ def greedy_groups(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Which coordinates go all the way and which in part (B, D), and that part (B, 1).
 
-    Parameters
-    ----------
-    room : Tensor
-        (B, D), the L1 distance each may yet go; 0 where it is not ``movable``.
-    need : Tensor
-        (B, 1), the L1 distance to go now.
+    ``room`` (B, D) is the L1 distance each may yet go, 0 where it is not ``movable``; ``need`` (B, 1) is to go now.
     """
     # a NaN spoils the attribution of its image, but must not stop its path
     size = torch.nan_to_num(gradient.abs(), nan=0.0)
@@ -124,11 +101,6 @@ def greedy_groups(
     return whole, (size <= level) & ~whole, gamma
 
 
-# stream(scorer, rows, last): the nodes of those rows, in lock-step, and what looks at coordinates between them;
-# ``last`` is whether the gradient at the end is wanted
-Stream = Callable[[Scorer, Tensor, bool], tuple[Iterator[Node], Evaluate]]
-
-
 def streamed_path(
     own: Scorer,
     stream: Stream,
@@ -143,20 +115,9 @@ def streamed_path(
 ) -> Path:
     """The path through the nodes of a stream; its integral takes the gradients that the stream brings.
 
-    Parameters
-    ----------
-    own : Scorer
-        What guides the path. For other scores the path is a polyline like any other.
-    stream : callable
-        See :data:`Stream`; its rows are images, or with ``n_pieces`` the pieces of images, one after the other.
-    ends : (Tensor, Tensor)
-        (B, *shape) each, the baselines and the inputs, whose change of the score errors are a share of.
-    n_steps : int
-        Segments of a piece.
-    method : str, optional
-        The only rule that the stream serves.
-    size : int
-        Rows in lock-step.
+    The scorer ``own`` guides the path; for other scores it is a polyline like any other. ``ends`` are the baselines and
+    the inputs, (B, *shape) each. The rows of the stream, ``size`` in lock-step, are images, or the ``n_pieces`` of each
+    image one after the other, of ``n_steps`` segments each. With ``method`` the stream serves no other rule.
     """
     first, last = ends
     every = torch.arange(len(last) * n_pieces, device=last.device).split(size)
@@ -177,15 +138,15 @@ def streamed_path(
     def integral(scorer: Scorer, rule: str, create_graph: bool) -> Tensor | None:
         if create_graph or not scorer.explains(own) or rule not in ("trapezoid", method or "left", method or "right"):
             return None
-        total = empty_sum(last)
-        change = scorer.change(last, first)
+        rule = method or rule
+        weights = CHORD_WEIGHTS[rule]
+        total, change = empty_sum(last), scorer.change(last, first)
         bar = iter(progress_bar(range(len(every) * (n_steps + 1)), show=progress, desc=name))
         for rows in every:
             images = rows // n_pieces
-            weights = CHORD_WEIGHTS[method or rule]
             nodes, evaluate = stream(scorer.of(images), rows, weights[1] > 0)
             ticked = (node for node in nodes if next(bar, 0) is not None)
-            if (method or rule) == "trapezoid":
+            if rule == "trapezoid":
                 found = guided_sum(ticked, evaluate, change[images], n_steps * n_pieces, scorer.size)
             else:
                 found = chord_sum(ticked, *weights)
@@ -208,26 +169,25 @@ def chord_sum(nodes: Iterator[Node], before: float, after: float) -> Tensor:
 
 
 def guided_sum(nodes: Iterator[Node], evaluate: Evaluate, change: Tensor, n_steps: int, size: int) -> Tensor:
-    """The trapezoid over the nodes, rough segments halved on the way between their coordinates: (B, *shape).
+    """The trapezoid over the nodes, rough segments halved between their coordinates: (B, *shape).
 
-    The scores at its ends tell the error of each segment. What is halved depends on the image alone, not on another
-    one and not on ``size``.
-
-    Parameters
-    ----------
-    change : Tensor
-        (B,), f(x) − f(x'), of which errors are a share.
-    n_steps : int
-        Segments of the whole path, of which these may be a piece.
-    size : int
-        Points per pass.
+    Errors are a share of ``change`` (B,), f(x) − f(x'), and ``n_steps`` counts the segments of the whole path, of which
+    these may be a piece. What is halved depends on the image alone.
     """
     here = next(nodes)
     total = empty_sum(here.point)
     budget = Budget(share_of(change, ROUGH / n_steps**2).to(total.dtype))
     cut = halves(lambda coordinates, rows: evaluate(coordinates, rows, False)[0], size)
     rows = torch.arange(len(total), device=total.device)
-    waiting, step = [], 0
+    waiting: list[Pieces] = []
+
+    def halve(steps: int) -> None:
+        budget.grant(steps)
+        if waiting:
+            refine(total, joined(waiting), cut, budget)
+        waiting.clear()
+
+    step = 0
     for step, node in enumerate(nodes, 1):
         pieces = trapezoid(rows, torch.zeros_like(rows), here, node)
         rough = budget.rough(pieces)
@@ -235,14 +195,7 @@ def guided_sum(nodes: Iterator[Node], evaluate: Evaluate, change: Tensor, n_step
         if rough.any():
             waiting.append(chosen(pieces, rough))
         if step % BLOCK == 0:
-            _halve(total, waiting, cut, budget, BLOCK)
-            waiting = []
+            halve(BLOCK)
         here = node
-    _halve(total, waiting, cut, budget, step % BLOCK)
+    halve(step % BLOCK)
     return total
-
-
-def _halve(total: Tensor, waiting: list, cut: Callable, budget: Budget, steps: int) -> None:
-    budget.grant(steps)
-    if waiting:
-        refine(total, joined(waiting), cut, budget)

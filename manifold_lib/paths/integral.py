@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple, Protocol, cast, overload
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_choice, check_count, warn_non_finite
-from ..core.modules import module_of
+from ..core.checks import check_batch, check_choice, check_count, require, warn_non_finite
+from ..core.modules import tensors_of
 from ..core.scorer import Model, Scorer, Target, scoring
 from .adaptive import adaptive, check_adaptive
 from .path import Path, line, path_starts, polyline
@@ -25,6 +25,13 @@ class Info(NamedTuple):
     delta : (B,), Σ A − (f(end) − f(start)).
     n_gradients : (B,), gradient evaluations; None for a path of several parts, or that brings its integral.
     converged : (B,) bool, whether the tolerance was reached; None where none was given.
+
+    Examples
+    --------
+    >>> import torch, manifold_lib as ml
+    >>> model, path = lambda x: (x**2).sum(1), ml.straight_path(torch.ones(1, 2))
+    >>> ml.integrate(model, path, n_steps=4, return_info=True)[1]
+    Info(delta=tensor([0.]), n_gradients=tensor([5]), converged=None)
     """
 
     delta: Tensor
@@ -32,24 +39,23 @@ class Info(NamedTuple):
     converged: Tensor | None
 
 
-class Integrate(Protocol):
-    """:func:`integrate`, to type checkers."""
+class PathMethod(Protocol):
+    """What an attribution returns, to type checkers: with a flag, also its deltas or its :class:`Info`."""
 
     @overload
-    def __call__(
-        self, model: Model | Scorer, path: Path | Tensor, target: Target = None, *, return_info: Literal[True], **_: Any
-    ) -> tuple[Tensor, Info]: ...
+    def __call__(self, *_: Any, return_convergence_delta: Literal[True], **__: Any) -> tuple[Tensor, Tensor]: ...
     @overload
-    def __call__(
-        self, model: Model | Scorer, path: Path | Tensor, target: Target = None, *, return_info: bool = False, **_: Any
-    ) -> Tensor: ...
+    def __call__(self, *_: Any, return_info: Literal[True], **__: Any) -> tuple[Tensor, Info]: ...
+    @overload
+    def __call__(self, *_: Any, **__: Any) -> Tensor: ...
 
 
-def _typed(function: Callable[..., Tensor | tuple[Tensor, Info]]) -> Integrate:
-    return cast(Integrate, function)
+def path_method(function: Callable[..., Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Info]]) -> PathMethod:
+    """Tell type checkers what a method returns; the function stays as it is."""
+    return cast(PathMethod, function)
 
 
-@_typed
+@path_method
 def integrate(
     model: Model | Scorer,
     path: Path | Tensor,
@@ -73,24 +79,22 @@ def integrate(
     path : Path or Tensor
         A :class:`Path`, or points (B, T, *shape) read as a polyline.
     target : int, Tensor or None
-        Class explained, for all or for each image (B,); None means the class predicted at the path's
-        end. It is fixed along the whole path.
+        Class explained along the whole path, for all or for each image (B,); None is the class predicted at its end.
     method : {"trapezoid", "left", "right", "midpoint", "gausslegendre"}
-        Sums over chords γ(t_{i+1}) − γ(t_i), or Gauss–Legendre nodes with the velocity γ'(t) by
-        forward-mode differentiation.
+        Sums over chords γ(t_{i+1}) − γ(t_i), or Gauss–Legendre nodes with γ'(t) by forward-mode differentiation.
     n_steps : int, optional
         Segments (for Gauss–Legendre: nodes). By default 50, and the own edges of a polyline or of a path that was
         guided or found in a graph; a larger number divides each edge equally, so that no corner is cut. With
         ``tolerance``, the most segments of an image (1,024 by default).
     tolerance : float, optional
-        Adaptive trapezoid: segments are halved where their error is large, by calling the path, until the errors
-        add up to at most tolerance · max(|f(end) − f(start)|, 0.05 · the spread of the image's scores). Images
-        that do not get there are counted in one warning.
+        Adaptive trapezoid: segments are halved where their error is large, by calling the path, until the errors add up
+        to at most tolerance · max(|f(end) − f(start)|, 0.05 · the spread of the image's scores). One warning counts
+        the images that do not get there.
     additional_forward_args : tuple, Tensor or other, optional
         Other arguments of the model, as in Captum: tensors whose first dimension is B follow their image.
     internal_batch_size : int, optional
-        Points per pass through the model. By default they are sized to the cache of a CPU or the
-        memory of a GPU. Memory never grows with B · n_steps; with ``tolerance`` it holds the points of some images.
+        Points per pass through the model, by default sized to the cache of a CPU or the memory of a GPU. Memory never
+        grows with B · n_steps; with ``tolerance`` it holds the points of some images.
     create_graph : bool
         Keep the graph, to differentiate the attribution itself.
     return_info : bool
@@ -111,29 +115,24 @@ def integrate(
     Examples
     --------
     >>> import torch, manifold_lib as ml
-    >>> model = lambda x: (x**2).sum(1, keepdim=True)
-    >>> ml.integrate(model, ml.straight_path(torch.tensor([[1.0, 2.0]])), 0)
+    >>> ml.integrate(lambda x: (x**2).sum(1), ml.straight_path(torch.tensor([[1.0, 2.0]])))
     tensor([[1., 4.]])
     """
     check_choice(method, "method", RULES)
-    path = polyline(path) if isinstance(path, Tensor) else path
     if n_steps is not None:
         check_count(n_steps, "n_steps")
     if tolerance is not None:
         check_adaptive(tolerance, method, create_graph)
-    path = _with_end(model, path)
-    assert path.end is not None
+    path = _with_end(model, polyline(path) if isinstance(path, Tensor) else path)
     steps = n_steps or (50 if path.n_edges == 1 or method == "gausslegendre" else path.n_edges)
     info, counts, converged = None, None, None
     with scoring(model, path.end, target, steps, additional_forward_args, internal_batch_size) as scorer:
         own = path.integral if n_steps is None and tolerance is None else None
-        known = None if own is None else own(scorer, method, create_graph)
-        if known is not None:
-            attributions = known
-        elif tolerance is not None:
+        attributions = None if own is None else own(scorer, method, create_graph)
+        if attributions is None and tolerance is not None:
             attributions, counts, converged = adaptive(scorer, path, tolerance, most=n_steps, name=name)
-        else:
-            attributions = sum_of_parts(scorer, path, method, steps, n_steps is None, create_graph=create_graph)
+        elif attributions is None:
+            attributions = _sum_of_parts(scorer, path, method, steps, n_steps is None, create_graph)
             if not path.parts:
                 n_taken = count_nodes(method, steps, path.n_edges)
                 counts = torch.full((len(path.end),), n_taken, device=path.end.device)
@@ -145,29 +144,25 @@ def integrate(
     return attributions if info is None else (attributions, info)
 
 
-def sum_of_parts(
-    scorer: Scorer, path: Path, method: str, n_steps: int, own: bool, *, create_graph: bool = False
-) -> Tensor:
-    """The integral along a path, or along each of its parts: (B, *shape).
+def _sum_of_parts(scorer: Scorer, path: Path, method: str, n_steps: int, own: bool, create_graph: bool) -> Tensor:
+    """The integral along a path or each of its parts, of which straight ones are bridges: (B, *shape).
 
-    Straight parts are bridges. With ``own``, a part that brings its integral gives that.
+    With ``own``, a part that brings its integral gives that.
     """
+    settings: dict[str, Any] = {"method": method, "n_steps": n_steps, "create_graph": create_graph}
     if not path.parts:
-        return line_integral(scorer, path, method=method, n_steps=n_steps, create_graph=create_graph)
-    first, last = path.parts[0], path.parts[-1]
-    assert last.end is not None
-    total, allowed = empty_sum(last.end), None
+        return line_integral(scorer, path, **settings)
+    total, allowed = empty_sum(path.end), None
     if not create_graph:
-        allowed = share_of(scorer.change(last.end, path_starts(first, scorer.size)))
+        allowed = share_of(scorer.change(path.end, path_starts(path.parts[0], scorer.size)))
     for part in path.parts:
+        known = None
         if part.displacement is not None:
-            total = total + bridge(scorer, part, allowed)
-            continue
-        known = None if part.integral is None or not own else part.integral(scorer, method, create_graph)
-        if known is None:
-            known = line_integral(scorer, part, method=method, n_steps=n_steps, create_graph=create_graph)
-        total = total + known
-    return total.to(last.end.dtype)
+            known = bridge(scorer, part, allowed)
+        elif part.integral is not None and own:
+            known = part.integral(scorer, method, create_graph)
+        total = total + (line_integral(scorer, part, **settings) if known is None else known)
+    return total.to(path.end.dtype)
 
 
 def bridge(scorer: Scorer, path: Path, allowed: Tensor | None) -> Tensor:
@@ -175,7 +170,6 @@ def bridge(scorer: Scorer, path: Path, allowed: Tensor | None) -> Tensor:
     ``allowed`` (B,); without it, the graph is kept: (B, *shape)."""
     if allowed is None:
         return line_integral(scorer, path, method="gausslegendre", n_steps=BRIDGE_NODES, create_graph=True)
-    assert path.end is not None
     start, end = path_starts(path, scorer.size), path.end.detach()
 
     def integral(rows: Tensor, n_times: int) -> Tensor:
@@ -186,29 +180,22 @@ def bridge(scorer: Scorer, path: Path, allowed: Tensor | None) -> Tensor:
     pieces, total = gauss(rows, rows, scorer.change(end, start), integral(rows, 1)), end.new_zeros(end.shape).double()
     again = finer(lambda pieces, n_times: integral(pieces.rows, n_times))
     refine(total, pieces, again, by_share(allowed.double(), lambda pieces: allowed[pieces.rows], DEEPEST_BRIDGE))
-    broken = ~(torch.isfinite(start) & torch.isfinite(end)).flatten(1).all(1)
-    total[broken] = torch.nan
+    total[~(torch.isfinite(start) & torch.isfinite(end)).flatten(1).all(1)] = torch.nan
     return total.to(end.dtype)
 
 
 def _with_end(model: Model | Scorer, path: Path) -> Path:
-    """The path with its end points, which give batch size, shape, dtype and device."""
-    if not isinstance(path, Path):
-        raise ValueError(f"path: got {type(path).__name__}, wants a Path or a tensor (B, T, *shape)")
+    """The path with its end points, which give batch size, shape, dtype and device; its points are checked."""
+    require(isinstance(path, Path), "path", type(path).__name__, "a Path or a tensor (B, T, *shape)")
     if path.end is None:
-        module = module_of(model)
-        tensors = [] if module is None else [*module.parameters(), *module.buffers()]
-        like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.ones(1))
+        like = next((tensor for tensor in tensors_of(model) if tensor.is_floating_point()), torch.ones(1))
         try:
             with torch.no_grad():
-                end = path.at(slice(None), torch.ones(1, device=like.device, dtype=like.dtype))
+                path = dataclasses.replace(path, end=path.at(slice(None), like.new_ones(1)))
         except TypeError as error:
-            raise ValueError(
-                "path: got a Path without end whose at(rows, t) does not take rows = slice(None), "
-                "wants Path(at, end=...) with the end points (B, *shape)"
-            ) from error
-        path = dataclasses.replace(path, end=end)
-    end = check_batch(cast(Tensor, path.end), "path")
+            got = "a Path without end whose at(rows, t) does not take rows = slice(None)"
+            raise ValueError(f"path: got {got}, wants Path(at, end=...) with the end points (B, *shape)") from error
+    end = check_batch(path.end, "path")
     if path.displacement is not None or path.integral is not None:
         return path
 
@@ -221,24 +208,6 @@ def _with_end(model: Model | Scorer, path: Path) -> Path:
         return points
 
     return dataclasses.replace(path, at=at)
-
-
-class PathMethod(Protocol):
-    """An attribution that also returns Σ A − (f(x) − f(x')) if it is asked to."""
-
-    @overload
-    def __call__(
-        self, model: Model, inputs: Tensor, target: Target = None, *, return_convergence_delta: Literal[True], **_: Any
-    ) -> tuple[Tensor, Tensor]: ...
-    @overload
-    def __call__(
-        self, model: Model, inputs: Tensor, target: Target = None, *, return_convergence_delta: bool = False, **_: Any
-    ) -> Tensor: ...
-
-
-def path_method(function: Callable[..., Tensor | tuple[Tensor, Tensor]]) -> PathMethod:
-    """Tell type checkers what a method returns; the function stays as it is."""
-    return cast(PathMethod, function)
 
 
 def with_delta(scorer: Scorer, attributions: Tensor, inputs: Tensor, baselines: Tensor, wanted: bool) -> Any:

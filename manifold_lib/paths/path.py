@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_choice, check_count, check_like
+from ..core.checks import check_batch, check_choice, check_count, check_like, require
 from ..core.scorer import Scorer
 
 
@@ -20,8 +20,7 @@ class Path:
     Parameters
     ----------
     at : callable
-        ``at(rows, t)`` gives the points of those images at those times: rows (n,) int64 and t (n,)
-        -> (n, *shape). Only what is asked for is ever in memory.
+        ``at(rows, t)`` gives the points of those images at those times: rows (n,) int64 and t (n,) -> (n, *shape).
     gradients : callable, optional
         ``gradients(rows, t)`` -> (n, *shape), where a builder already has ∂f/∂x at these points.
     displacement : Tensor, optional
@@ -35,6 +34,8 @@ class Path:
     integral : callable, optional
         ``integral(scorer, method, create_graph)`` -> (B, *shape), where a builder meets the gradients along the path
         anyway, or None where it cannot give it. See :func:`manifold_lib.paths.greedy.streamed_path`.
+    bounds : tuple of float
+        Times at which the parts begin and end, from 0 to 1.
 
     Examples
     --------
@@ -48,10 +49,11 @@ class Path:
     at: Callable[[Any, Tensor], Tensor]
     gradients: Callable[[Tensor, Tensor], Tensor] | None = None
     displacement: Tensor | None = None
-    end: Tensor | None = None
+    end: Any = None  # a tensor, wherever the library integrates
     n_edges: int = 1
     parts: tuple["Path", ...] = ()
     integral: Callable[[Scorer, str, bool], Tensor | None] | None = None
+    bounds: tuple[float, ...] = ()
 
     def sample(self, n: int, by: str = "t", *, internal_batch_size: int = 256) -> Tensor:
         """Points of each curve at equal steps, its ends among them: (B, n + 1, *shape), without a graph.
@@ -59,9 +61,9 @@ class Path:
         Parameters
         ----------
         n : int
-            Steps.
+            Steps, at least 1.
         by : {"t", "length"}
-            Equal steps of t, or of the length of the curve, in input units.
+            Equal steps of t, or of the length of the curve in input units, which is measured part by part.
         internal_batch_size : int
             Points at once, since a path may decode.
 
@@ -73,8 +75,7 @@ class Path:
         Examples
         --------
         >>> import torch, manifold_lib as ml
-        >>> corner = ml.polyline(torch.tensor([[[0.0, 0.0], [3.0, 0.0], [3.0, 1.0]]]))
-        >>> corner.sample(2, by="length")
+        >>> ml.polyline(torch.tensor([[[0.0, 0.0], [3.0, 0.0], [3.0, 1.0]]])).sample(2, by="length")
         tensor([[[0., 0.],
                  [2., 0.],
                  [3., 1.]]])
@@ -82,29 +83,44 @@ class Path:
         check_count(n, "n")
         check_choice(by, "by", ("t", "length"))
         end = self.at(slice(None), torch.ones(1)) if self.end is None else self.end
-
-        def points(times: Tensor) -> Tensor:
-            rows = torch.arange(len(end), device=end.device).repeat_interleave(times.shape[1])
-            pairs = zip(rows.split(internal_batch_size), times.flatten().split(internal_batch_size), strict=True)
-            with torch.no_grad():
-                return torch.cat([self.at(some, t) for some, t in pairs]).unflatten(0, times.shape)
-
-        # the corners of a polyline are known; another curve is measured on 64 steps or more
-        n_first = n if by == "t" else self.n_edges if self.n_edges > 1 else n * -(-64 // n)
-        times = torch.linspace(0, 1, n_first + 1, device=end.device, dtype=end.dtype).expand(len(end), -1)
+        times = torch.linspace(0, 1, n + 1, device=end.device, dtype=end.dtype).expand(len(end), -1)
         if by == "length":
-            steps = points(times).diff(dim=1).flatten(2).norm(dim=2)
-            whole = torch.isfinite(steps).all(1, keepdim=True)
-            for _ in range(0 if self.n_edges > 1 else 2):  # correct the times by the lengths of their own steps
-                times = even_times(times, steps, n_first)
-                steps = points(times).diff(dim=1).flatten(2).norm(dim=2)
-            equal = torch.linspace(0, 1, n + 1, device=end.device, dtype=end.dtype)
-            times = torch.where(whole, even_times(times, steps, n), equal)  # a curve that breaks off has no length
-        found = points(times)
+            measured, lengths = _lengths(self, end, n, internal_batch_size)
+            whole = torch.isfinite(lengths).all(1, keepdim=True)  # a curve that breaks off has no length
+            times = torch.where(whole, even_times(measured, lengths, n), times)
+        found = _points(self, times, internal_batch_size)
         if self.end is not None:
             last = found[:, -1]
             found[:, -1] = torch.where(torch.isfinite(last), self.end.detach(), last)  # exact to the last bit
         return found
+
+
+def _points(path: Path, times: Tensor, size: int) -> Tensor:
+    """Points of each curve at its own times, without a graph: (B, T) -> (B, T, *shape)."""
+    rows = torch.arange(len(times), device=times.device).repeat_interleave(times.shape[1])
+    pairs = zip(rows.split(size), times.flatten().split(size), strict=True)
+    with torch.no_grad():
+        return torch.cat([path.at(some, t) for some, t in pairs]).unflatten(0, times.shape)
+
+
+def _lengths(path: Path, end: Tensor, n: int, size: int) -> tuple[Tensor, Tensor]:
+    """Times (B, T) and the lengths of each curve between them (B, T − 1), not finite where it breaks off."""
+    if path.bounds:  # part by part, so that no corner between them is cut
+        found = [_lengths(part, end, n, size) for part in path.parts]
+        spans = zip(found, path.bounds[:-1], path.bounds[1:], strict=True)
+        times = [low + (high - low) * times[:, :-1] for (times, _), low, high in spans]
+        return torch.cat([*times, torch.ones_like(times[0][:, :1])], 1), torch.cat([steps for _, steps in found], 1)
+    # on 64 steps or more, and one of a straight line; the corners of a polyline are known
+    known = path.n_edges > 1 or path.displacement is not None
+    base = path.n_edges if known else n
+    n_first = 1 if path.displacement is not None else base * -(-64 // base)
+    times = torch.linspace(0, 1, n_first + 1, device=end.device, dtype=end.dtype).expand(len(end), -1)
+    steps = _points(path, times, size).diff(dim=1).flatten(2).norm(dim=2)
+    whole = torch.isfinite(steps).all(1, keepdim=True)
+    for _ in range(0 if known else 2):  # correct the times by the lengths of their own steps
+        times = even_times(times, steps, n_first)
+        steps = _points(path, times, size).diff(dim=1).flatten(2).norm(dim=2)
+    return times, steps.where(whole, torch.nan)
 
 
 def column(t: Tensor, like: Tensor) -> Tensor:
@@ -134,9 +150,8 @@ def straight_path(inputs: Tensor, baselines: Tensor | float = 0.0) -> Path:
     Examples
     --------
     >>> import torch, manifold_lib as ml
-    >>> ml.straight_path(torch.ones(1, 1), 0.5).sample(2)
+    >>> ml.straight_path(torch.ones(1, 1), 0.5).sample(1)
     tensor([[[0.5000],
-             [0.7500],
              [1.0000]]])
     """
     check_batch(inputs)
@@ -178,8 +193,7 @@ def polyline(points: Tensor) -> Path:
     """
     check_batch(points, "path", min_dim=3)
     n_edges = points.shape[1] - 1
-    if n_edges < 1:
-        raise ValueError(f"path: got shape {tuple(points.shape)}, wants (B, T, *shape) with T of at least 2")
+    require(n_edges >= 1, "path", f"shape {tuple(points.shape)}", "(B, T, *shape) with T of at least 2")
 
     def at(rows: Any, t: Tensor) -> Tensor:
         position = t * n_edges
@@ -194,33 +208,31 @@ def polyline(points: Tensor) -> Path:
 
 def joined(parts: tuple[Path, ...], weights: tuple[float, ...]) -> Path:
     """One path after the other, each over its share of [0, 1]: weights give the shares."""
-    bounds = torch.tensor(weights, dtype=torch.float64).cumsum(0) / sum(weights)
+    ends = torch.tensor(weights, dtype=torch.float64).cumsum(0) / sum(weights)
+    bounds = (0.0, *ends.tolist())
 
     def at(rows: Tensor, t: Tensor) -> Tensor:
-        ends = bounds.to(t.device)
-        part = torch.bucketize(t.detach().double(), ends[:-1])
+        part = torch.bucketize(t.detach().double(), ends[:-1].to(t.device))
         places, points = [], []
         for index, path in enumerate(parts):
             own = (part == index).nonzero().squeeze(1)
-            low = float(bounds[index - 1]) if index else 0.0
             if len(own):
-                points.append(path.at(rows[own], ((t[own] - low) / (float(bounds[index]) - low)).clamp(0, 1)))
+                low, high = bounds[index : index + 2]
+                points.append(path.at(rows[own], ((t[own] - low) / (high - low)).clamp(0, 1)))
                 places.append(own)
         return torch.cat(points)[torch.cat(places).argsort()]
 
-    return Path(at, end=parts[-1].end, parts=parts)
+    return Path(at, end=parts[-1].end, parts=parts, bounds=bounds)
 
 
 def decoded_path(decode: Callable[[Tensor], Tensor], latent_path: Path, size: int) -> Path:
     """The image of a path through the latents: a path through inputs."""
-    assert latent_path.end is not None
     end = torch.cat([decode(chunk.clone()) for chunk in latent_path.end.split(size)])
     return Path(lambda rows, t: decode(latent_path.at(rows, t)), end=end)
 
 
 def path_starts(path: Path, size: int, *, create_graph: bool = False) -> Tensor:
     """γ(0) of each image, ``size`` at a time, since a path may decode: (B, *shape)."""
-    assert path.end is not None
     rows = torch.arange(len(path.end), device=path.end.device)
     with torch.set_grad_enabled(create_graph):
         return torch.cat([path.at(chunk, path.end.new_zeros(len(chunk))) for chunk in rows.split(size)])

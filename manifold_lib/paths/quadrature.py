@@ -20,15 +20,14 @@ CHORD_WEIGHTS = {"trapezoid": (0.5, 0.5), "left": (1.0, 0.0), "right": (0.0, 1.0
 
 def line_integral(scorer: Scorer, path: Path, *, method: str, n_steps: int, create_graph: bool = False) -> Tensor:
     """Σ_j w_j ∇f(γ(t_j)) ⊙ γ'(t_j), or its sum over chords: (B, *shape), on arguments that were checked."""
-    assert path.end is not None
     if path.displacement is not None and path.gradients is None:
         rules = rule(method, n_steps, path.end)
         return path.displacement * mean_gradient(scorer, path, *rules, create_graph=create_graph)
     per_edge = math.ceil(n_steps / path.n_edges)
     if method == "gausslegendre":
         nodes, weights = repeated(*rule(method, per_edge, path.end), path.n_edges)
-        return _velocity_sum(scorer, path, nodes, weights, create_graph=create_graph)
-    return _chord_sum(scorer, path, method, per_edge * path.n_edges, create_graph=create_graph)
+        return _velocity_sum(scorer, path, nodes, weights, create_graph)
+    return _chord_sum(scorer, path, method, per_edge * path.n_edges, create_graph)
 
 
 def count_nodes(method: str, n_steps: int, n_edges: int = 1) -> int:
@@ -64,9 +63,9 @@ def repeated(nodes: Tensor, weights: Tensor, n_edges: int) -> tuple[Tensor, Tens
 
 def mean_gradient(scorer: Scorer, path: Path, nodes: Tensor, weights: Tensor, *, create_graph: bool = False) -> Tensor:
     """Σ_j w_j ∇f(γ(t_j)), the path-averaged gradient: (B, *shape)."""
-    assert path.end is not None
-    points = functools.partial(lambda rows, index: path.at(rows, nodes[index]))
-    return summed_gradients(scorer, points, weights, path.end, create_graph=create_graph)
+    return summed_gradients(
+        scorer, lambda rows, index: path.at(rows, nodes[index]), weights, path.end, create_graph=create_graph
+    )
 
 
 def summed_gradients(
@@ -99,45 +98,43 @@ def pairs(n_rows: int, n_columns: int, size: int, device: torch.device) -> Itera
         yield index // n_columns, index % n_columns
 
 
-def _velocity_sum(scorer: Scorer, path: Path, nodes: Tensor, weights: Tensor, *, create_graph: bool) -> Tensor:
+def _velocity_sum(scorer: Scorer, path: Path, nodes: Tensor, weights: Tensor, create_graph: bool) -> Tensor:
     """Σ_j w_j ∇f(γ(t_j)) ⊙ γ'(t_j), the velocity by forward-mode differentiation of the path."""
-    assert path.end is not None
     total = empty_sum(path.end)
     for rows, index in pairs(len(path.end), len(nodes), scorer.size, nodes.device):
         t = nodes[index]
         with torch.set_grad_enabled(create_graph):
             x, velocity = jvp(functools.partial(path.at, rows), t, torch.ones_like(t))
-        gradient = gradient_on(scorer, path, x, rows, t, create_graph)
+        gradient = _gradient(scorer, path, x, rows, t, create_graph)
         total = _add(total, rows, gradient * velocity * column(weights[index], path.end), create_graph)
     return total.to(path.end.dtype)
 
 
-def _chord_sum(scorer: Scorer, path: Path, method: str, n_steps: int, *, create_graph: bool) -> Tensor:
+def _chord_sum(scorer: Scorer, path: Path, method: str, n_steps: int, create_graph: bool) -> Tensor:
     """Σ_i (w₀ ∇f(γ(t_i)) + w₁ ∇f(γ(t_{i+1}))) ⊙ (γ(t_{i+1}) − γ(t_i)).
 
-    The nodes of all images stand in one row; the last point of a chunk is carried into the next, so that
-    no point and no gradient is computed twice.
+    The nodes of all images stand in one row. The last point of a chunk is carried into the next, so that no point and
+    no gradient is computed twice.
     """
-    assert path.end is not None
     n_nodes = n_steps * (2 if method == "midpoint" else 1) + 1
     before, after = CHORD_WEIGHTS[method]
     total = empty_sum(path.end)
-    carried: tuple[Tensor, Tensor, Tensor] | None = None
+    carried: tuple[Tensor, ...] = ()
     for rows, index in pairs(len(path.end), n_nodes, scorer.size, path.end.device):
         t = index.to(path.end.dtype) / (n_nodes - 1)
         with torch.set_grad_enabled(create_graph):
             x = path.at(rows, t)
         if method == "trapezoid":
-            gradient = gradient_on(scorer, path, x, rows, t, create_graph)
+            gradient = _gradient(scorer, path, x, rows, t, create_graph)
         else:
             wanted = index % 2 == 1 if method == "midpoint" else index != (n_nodes - 1 if method == "left" else 0)
             needed = wanted.nonzero().squeeze(1)
             gradient = torch.zeros_like(x)
             if len(needed):
-                some = gradient_on(scorer, path, x[needed], rows[needed], t[needed], create_graph)
+                some = _gradient(scorer, path, x[needed], rows[needed], t[needed], create_graph)
                 gradient = gradient.index_copy(0, needed, some)
         last = (x[-1:], gradient[-1:], rows[-1:])
-        if carried is not None:
+        if carried:
             x, gradient, rows = (torch.cat(pair) for pair in zip(carried, (x, gradient, rows), strict=True))
         carried = last
         joint = (rows[1:] == rows[:-1]).nonzero().squeeze(1)
@@ -146,9 +143,7 @@ def _chord_sum(scorer: Scorer, path: Path, method: str, n_steps: int, *, create_
     return total.to(path.end.dtype)
 
 
-def gradient_on(
-    scorer: Scorer, path: Path, points: Tensor, rows: Tensor, t: Tensor, create_graph: bool = False
-) -> Tensor:
+def _gradient(scorer: Scorer, path: Path, points: Tensor, rows: Tensor, t: Tensor, create_graph: bool) -> Tensor:
     """∂f/∂x at some points of a path, which may bring it."""
     if path.gradients is not None and not create_graph:
         return path.gradients(rows, t)

@@ -1,8 +1,7 @@
 """Pieces of paths whose error is known, and the one refiner that cuts them where the error is large.
 
-The integral of a gradient over a piece of a path should be the change Δf of the score over it. What is missing is the
-piece's error. :func:`refine` cuts pieces until a rule is content; the three rules below say which, and how much that
-may cost. They serve ``tolerance=``, guided sums, bridges and the edges of graphs.
+The integral of a gradient over a piece should be the change Δf of the score over it: the difference is its error. One
+of three rules chooses what :func:`refine` cuts: for ``tolerance=``, for guided sums, and for bridges and graph edges.
 """
 
 from collections.abc import Callable
@@ -13,14 +12,13 @@ from torch import Tensor
 
 from ..core.scorer import LEAST_CHANGE
 
-# tolerance=: an image begins with FIRST segments (more leave less to choose; fewer stop sooner, at a map that is less
-# exact) and has MOST at the end. Each round halves those that hold a QUARTER of the change of the gradient. After
+# tolerance=: an image begins with FIRST segments (with fewer the map is less exact, with more there is less to choose)
+# and ends with at most MOST. Each round halves those with a QUARTER of the change of the gradient. After
 # DEEPEST_TOLERANCE halvings neighbouring points round to the same one in single precision.
 FIRST, MOST, QUARTER, DEEPEST_TOLERANCE = 12, 1024, 0.25, 16
-# Guided sums: the errors of smooth segments fall faster than 1 / n², so a segment with an error above ROUGH / n² of the
-# change of the score holds a kink or a jump; six halvings narrow it to 1/64. Steps are taken by blocks, a constant, so
-# that no sum depends on the batch. An image has a halving a step; where the errors of the halves fall below PAYS of
-# those of their wholes (kinks: 0.4 to 0.8; noise: 1) it has MORE.
+# Guided sums: the errors of smooth segments fall faster than 1 / n², so an error above ROUGH / n² of the change of the
+# score is a kink or a jump; DEEPEST halvings narrow it to 1/64. An image has a halving a step, granted BLOCK steps at a
+# time, and MORE where the errors of the halves fall below PAYS of those of their wholes (kinks: 0.4 to 0.8; noise: 1).
 ROUGH, DEEPEST, BLOCK, PAYS, MORE = 20.0, 6, 8, 0.9, 32
 # Bridges and edges: what their sum may miss of the change of the score, the nodes of a bridge, and how often each is
 # taken again by four times as many nodes. A bridge ends with 256; an edge may have begun with few.
@@ -28,13 +26,8 @@ ALLOWED, BRIDGE_NODES, DEEPEST_BRIDGE, DEEPEST_EDGE = 1e-3, 16, 2, 4
 
 
 class Node(NamedTuple):
-    """Points of paths, one a row: where they lie, and what is there, None where it is not wanted.
-
-    coordinates : (n, *coordinates), the time t, or what a guided path moves.
-    point : (n, *shape).
-    gradient : (n, *shape), ∂f/∂x.
-    score : (n,), f.
-    """
+    """Points of paths, one a row: the coordinates (the time t, or what a guided path moves), the point (n, *shape),
+    ∂f/∂x there (n, *shape) and f (n,), each None where it is not wanted."""
 
     coordinates: Tensor
     point: Any = None
@@ -62,9 +55,9 @@ Rule = Callable[[Pieces, int], tuple[Tensor, Tensor]]
 
 
 def refine(total: Tensor, pieces: Pieces, cut: Callable[[Pieces], Pieces], rule: Rule) -> None:
-    """Cut pieces as the rule says and add up their integrals, image by image, in ``total`` (B, *shape).
+    """Cut pieces and add up their integrals, image by image, in ``total`` (B, *shape).
 
-    ``rule(pieces, n_new)`` says which to cut now and which may be cut later; the last ``n_new`` pieces are the newest.
+    ``rule(pieces, n_new)`` gives which to cut now and which may be cut later; the last ``n_new`` pieces are the newest.
     """
     n_new = 0
     while True:
@@ -82,9 +75,8 @@ def refine(total: Tensor, pieces: Pieces, cut: Callable[[Pieces], Pieces], rule:
 def until_complete(allowed: Tensor, n_first: int, most: int, counts: Tensor, converged: Tensor) -> Rule:
     """The rule of ``tolerance=``: halve where the gradient changes most, until the errors add up to ``allowed`` (B,).
 
-    Errors are added up over stretches of two first segments each, then without their signs: a sum with signs would
-    stop by luck. Where to cut is another matter: the error of the map comes from wherever the gradient changes, of
-    which the sum of the map shows one number only. Writes gradients spent to ``counts`` and success to ``converged``.
+    Errors are added up over stretches of two first segments each, then without signs, which could cancel by chance.
+    Writes the gradients spent to ``counts`` and the success to ``converged``.
     """
     n_stretches = -(-n_first // 2)
 
@@ -109,8 +101,7 @@ def until_complete(allowed: Tensor, n_first: int, most: int, counts: Tensor, con
 class Budget:
     """The rule of guided sums: halve the segments whose error is above ``bound`` (B,), the largest first.
 
-    :meth:`grant` gives an image a halving for each step taken. What was granted is not taken back: the first halves of
-    a jump have larger errors than the whole. A score full of noise has no smooth half and gets no more than that.
+    What :meth:`grant` gave is not taken back, since the first halves of a jump have larger errors than the whole.
     """
 
     def __init__(self, bound: Tensor) -> None:
@@ -122,7 +113,7 @@ class Budget:
         self.left, self.more = self.left + steps, torch.full_like(self.left, (MORE - 1) * steps)
 
     def rough(self, pieces: Pieces) -> Tensor:
-        """Whether a piece is worth halving; a NaN is no error that halving mends, and neither is rounding."""
+        """Whether halving may lessen the error of a piece, as it does not that of NaN and rounding."""
         scores = pieces.start.score.abs() + pieces.end.score.abs()
         rounding = 8 * torch.finfo(scores.dtype).eps * scores
         return (pieces.error.abs() > self.bound[pieces.rows] + rounding) & (pieces.depth < DEEPEST)
@@ -184,8 +175,7 @@ def halves(evaluate: Evaluate, size: int, *, average: bool = False) -> Callable[
         ends = (joined([pieces.start, middle]), joined([middle, pieces.end]))
         # first half and second half of a piece lie side by side
         order = torch.arange(2 * len(pieces.rows), device=pieces.rows.device).view(2, -1).T.flatten()
-        both = chosen(trapezoid(pieces.rows.repeat(2), pieces.depth.repeat(2) + 1, *ends, average=average), order)
-        return both
+        return chosen(trapezoid(pieces.rows.repeat(2), pieces.depth.repeat(2) + 1, *ends, average=average), order)
 
     return cut
 
@@ -215,8 +205,7 @@ def gauss(rows: Tensor, coordinates: Tensor, change: Tensor, sums: Tensor) -> Pi
 def largest(values: Tensor, rows: Tensor, most: Tensor, share: float = 1.0) -> Tensor:
     """True for the largest values of each row that hold a ``share`` of its sum, at most ``most`` (B,) of them.
 
-    At least one of a row where any is above 0. A row is added up on its own, so that no other one's size rounds it
-    away.
+    At least one of a row where any is above 0. Each row is added up on its own, so that no large one rounds it away.
     """
     order = values.argsort(descending=True, stable=True)
     order = order[rows[order].argsort(stable=True)]

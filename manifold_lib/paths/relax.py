@@ -1,4 +1,4 @@
-"""Descent of paths in input space under the metric of the model: all images in lock-step, none knows of another."""
+"""Descent of paths in input space under the metric of the model: all images in lock-step, each on its own."""
 
 from collections.abc import Callable, Iterable
 
@@ -18,15 +18,10 @@ Relaxed = tuple[Tensor, Tensor, Tensor, Tensor]
 def slope_turns(
     scorer: Scorer, shape: torch.Size, points: Tensor, rows: Tensor, *, turn: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """‖∇f‖² and half its derivative, ∇²f ∇f, at points of some paths: (n, T, D) -> (n, T), (n, T, D).
-
-    Without ``turn`` the derivative is left out, as zeros.
-    """
-    flat = points.flatten(0, 1).unflatten(1, shape)
+    """‖∇f‖² and half its derivative ∇²f ∇f (zeros without ``turn``) on some paths: (n, T, D) -> (n, T), (n, T, D)."""
+    flat, owners = points.flatten(0, 1).unflatten(1, shape), rows.repeat_interleave(points.shape[1])
     squares, turns = [], []
-    for part, own in zip(
-        flat.split(scorer.size), rows.repeat_interleave(points.shape[1]).split(scorer.size), strict=True
-    ):
+    for part, own in zip(flat.split(scorer.size), owners.split(scorer.size), strict=True):
         part = part.detach().requires_grad_()
         with torch.enable_grad():
             gradient = scorer.gradient(part, own, create_graph=turn)
@@ -39,10 +34,7 @@ def slope_turns(
 
 
 def floors(squares: Tensor) -> Tensor:
-    """ε of each image of ‖∇f‖² on its path: (0.01 · median ‖∇f‖)², or above it where the largest dwarfs that.
-
-    (B, T) -> (B,).
-    """
+    """ε of each path from ‖∇f‖²: (0.01 · median ‖∇f‖)², at least (0.0001 · max ‖∇f‖)²: (B, T) -> (B,)."""
     norms = squares.sqrt().nan_to_num(nan=0.0, posinf=0.0)
     least = (1e-4 * norms.amax(1)).clamp_min(1e-12)
     return torch.maximum(0.01 * norms.median(1).values, least).square()
@@ -56,10 +48,9 @@ def uneven(squares: Tensor) -> Tensor:
 def relax_curves(slope: Slope, points: Tensor, epsilon: Tensor, passes: Iterable[int]) -> Relaxed:
     """Minimise the energy ½ n Σ_i c_i ‖Δγ_i‖² of each path, c_i the mean of ‖∇f‖² + ε on its segment; the ends stay.
 
-    Newton steps for the stiffness at hand, n Dᵀ diag(c) D, which is that of a string; a path whose energy does not
-    fall retries a smaller step in the next pass. Every fifth pass spreads the points so that c_i ‖Δγ_i‖² is even.
-    A path has converged when a Newton step would better its energy by less than a thousandth, or ten passes did: at a
-    kink of the model's gradient there is no zero of the energy's own to find.
+    Newton steps for the stiffness n Dᵀ diag(c) D of a string. A path whose energy does not fall tries a smaller step in
+    the next pass. Every fifth pass spreads the points so that c_i ‖Δγ_i‖² is even. A path has converged when a Newton
+    step, or ten passes (at a kink of the gradient), would lower its energy by less than a thousandth.
     """
     points, n = points.clone(), points.shape[1] - 1
     everything = torch.arange(len(points), device=points.device)
@@ -132,19 +123,13 @@ def respaced(points: Tensor, metric: Tensor) -> Tensor:
 
 
 def relax_potential(
-    slope: Slope,
-    points: Tensor,
-    passes: Iterable[int],
-    *,
-    beta: float,
-    sign: int,
-    free_ends: bool,
+    slope: Slope, points: Tensor, passes: Iterable[int], *, beta: float, sign: int, free_ends: bool
 ) -> Relaxed:
     """Minimise Σ_i ‖γ_i − γ⁰_i‖ + sign · β ‖∇f(γ_i)‖ of each path from its start γ⁰, by Adam (paper 4, section 3.2, 7).
 
-    With free ends, as published, 100 Σ ‖γ_i − γ⁰_i‖ over the first and last tenth of the points is added. The points
-    know nothing of each other, and of each the best place found is kept. A path has converged when 25 passes bettered
-    its energy by less than a 10,000th.
+    With free ends, as published, 100 Σ ‖γ_i − γ⁰_i‖ over the first and last tenth of the points is added. Each point
+    moves on its own, and its best place is kept. A path has converged when 25 passes lowered its energy by less than a
+    10,000th.
     """
     first, points = points, points.clone()
     pull = torch.ones_like(points[0, :, 0])

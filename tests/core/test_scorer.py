@@ -133,6 +133,16 @@ def test_images_are_in_one_group_if_they_share_class_and_arguments(
         assert (owner[a] == owner[b]) == same
 
 
+def test_empty_and_complex_arguments_group_images_too() -> None:
+    phases = torch.complex(torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0.0, 2.0, 0.0, 1.0]))
+    for argument, wanted in (
+        (torch.ones(4, 0), [[0, 1, 2, 3]]),
+        (phases, [[3], [0, 2], [1]]),
+        (phases[:, None].conj(), [[3], [1], [0, 2]]),
+    ):
+        assert [group.tolist() for group in Scorer(MODEL, 4, (argument, torch.ones(4, 0, 2))).groups()] == wanted
+
+
 OTHERS = {
     "the same": ((MODEL, B, ARGS, CLASSES), True),
     "a copy of the arguments": ((MODEL, B, (CONDITION.clone(), TABLE, "word"), CLASSES.clone()), True),

@@ -161,7 +161,31 @@ def test_equal_steps_of_length_on_joined_lines(n: int) -> None:
     a, b, c, d = (torch.tensor([[x, 2 * x]], dtype=torch.float64) for x in (0.0, 1.0, 2.0, 3.0))
     path = joined((line(a, b), line(b, c), line(c, d)), (1.0, 98.0, 1.0))
     steps = path.sample(n, by="length").diff(dim=1).norm(dim=2)
-    close(steps, torch.full((1, n), 3 * 5**0.5 / n, dtype=torch.float64), 2e-2)
+    close(steps, torch.full((1, n), 3 * 5**0.5 / n, dtype=torch.float64), 1e-12)
+
+
+@given(n=st.integers(1, 120), weights=st.tuples(*[st.floats(0.01, 99)] * 3), seed=st.integers(0, 10**6))
+def test_equal_steps_of_length_cut_no_corner_between_joined_paths(n: int, weights: tuple, seed: int) -> None:
+    corners = draw(2, 6, 3, seed=seed)
+    middle = ml.polyline(corners[:, 1:5])
+    path = joined((line(corners[:, 0], corners[:, 1]), middle, line(corners[:, 4], corners[:, 5])), weights)
+    step = corners.diff(dim=1).norm(dim=2).sum(1)[:, None, None] / n
+    assert ((path.sample(n, by="length") - at_length(corners, n)).abs() < 1e-9 * step).all()
+
+
+@pytest.mark.parametrize("n", [3, 50])
+def test_equal_steps_of_length_on_a_curve_between_lines(n: int) -> None:
+    """Half circles that begin and end with a right angle: sharp corners at a hundredth of [0, 1]."""
+    curve, rows = arcs(lambda t: (t + t**2) / 2, math.pi), torch.arange(2)
+    start = curve.at(rows, torch.zeros(2).double())
+    path = joined((line(start * 2, start), curve, line(curve.end, curve.end * 2)), (1.0, 98.0, 1.0))
+    lengths = torch.tensor([1.0, 3.0]).double() * (2 + math.pi)
+    wanted = torch.linspace(0, 1, n + 1).double() * lengths[:, None]
+    radii = torch.tensor([1.0, 3.0]).double()[:, None]
+    angle = ((wanted - radii) / radii).clamp(0, math.pi)
+    away = radii + (radii - wanted).clamp_min(0) + (wanted - lengths[:, None] + radii).clamp_min(0)
+    points = away[:, :, None] * torch.stack([angle.cos(), angle.sin()], 2)
+    assert ((path.sample(n, by="length") - points).norm(dim=2) < 1e-2 * lengths[:, None] / n).all()
 
 
 POLYLINES = st.tuples(st.integers(2, 40), st.integers(1, 5), st.integers(0, 10**6))
