@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.checks import check_baselines, check_batch, check_choice, check_count
 from ..core.modules import buffers_as_found, check_mode, modules_of
-from ..core.passes import forward_points
+from ..core.passes import plan_passes
 from ..core.scorer import Model, Target, scoring
 from ..geometry.curves import spline_path
 from ..geometry.geodesics import geodesic
@@ -126,8 +126,9 @@ def manifold_ig(
     check_count(n_steps, "n_steps")
     with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size, vae) as scorer:
         baselines, graph = check_baselines(baselines, inputs), {"create_graph": create_graph}
-        given: dict[str, Any] = {"bridge": bridge and not published, "internal_batch_size": scorer.size, **graph}
-        path = manifold_path(inputs, vae=vae, baselines=baselines, n_steps=n_steps, max_iter=max_iter, **given)
+        # not scorer.size, since the solver of geodesics has a better number of its own
+        given: dict[str, Any] = {"n_steps": n_steps, "max_iter": max_iter, "internal_batch_size": internal_batch_size}
+        path = manifold_path(inputs, vae=vae, baselines=baselines, bridge=bridge and not published, **given, **graph)
         path, steps = (chord_times_mean(path, n_steps), None) if published else (path, n_steps)
         attributions = integrate(scorer, path, n_steps=steps, name="manifold_ig", **graph)
         return with_delta(scorer, attributions, inputs, baselines, return_convergence_delta)
@@ -179,8 +180,7 @@ def manifold_path(
     baselines = check_baselines(baselines, inputs)
     if not create_graph:
         inputs, baselines = inputs.detach(), baselines.detach()
-    size = forward_points(inputs, 1) if internal_batch_size is None else internal_batch_size
-    check_count(size, "internal_batch_size")
+    size = plan_passes(vae, inputs, 0, internal_batch_size)  # which tries nothing for points without gradients
     with buffers_as_found(modules_of(vae)), torch.inference_mode(False), torch.set_grad_enabled(create_graph):
         end, start = encode(vae, inputs, size), encode(vae, baselines, size)
         latent_path = straight_path(end, start)

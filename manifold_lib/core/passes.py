@@ -35,7 +35,7 @@ def plan_passes(
     # network's time to fetch again. Other C libraries ignore it.
     torch.empty(31 * 2**20, dtype=torch.uint8)
     if not on_gpu and len(inputs) * n_points < WORTH_A_TRIAL:
-        return min(max(2 * CPU_NUMBERS // numel, 1), 64 if numel > 64 else WORTH_A_TRIAL)
+        return min(max(3 * CPU_NUMBERS // numel, 1), 64 if numel > 64 else WORTH_A_TRIAL)
     if not n_points:
         return GPU_POINTS // 8
     two, three = (_kept(scores, inputs, n) for n in (2, 3))
