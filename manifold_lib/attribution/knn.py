@@ -81,7 +81,7 @@ def geodesic_ig(
         edge weight ‖x_i − x_j‖ ∫ ‖∇f‖ dt but for ε; ``∫ |∇f · dγ|``, the metric ∇f ∇fᵀ of its text, by which all ways
         without a turn of f are equally short; or ``∫ ‖dγ‖``, "Enhanced IG (k-NN)".
     n_nodes : int
-        Gauss–Legendre nodes of each edge; an edge is cut in four where a path would miss the change of its score.
+        Gauss–Legendre nodes of each edge; four times as many and more where a path would miss its change of score.
     space : object, optional
         With ``encode`` and ``decode``: the graph is on latents, its edges are straight lines between these, decoded,
         and gradients and lengths are those of the decoded images. Bridges as of :func:`manifold_lib.enhanced_ig` join
