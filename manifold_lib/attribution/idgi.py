@@ -44,6 +44,11 @@ def idgi(
     Tensor, or (Tensor, Tensor)
         (B, *shape) in score units; with the flag also the deltas (B,).
 
+    Raises
+    ------
+    ValueError
+        For bad input, and a path whose ends are not like ``inputs``.
+
     Examples
     --------
     >>> import torch, manifold_lib as ml
@@ -61,7 +66,6 @@ def idgi(
 
 
 def _shared_out(scorer: Scorer, path: Path, n_steps: int) -> Tensor:
-    assert path.end is not None
     total, last = empty_sum(path.end), None
     for rows, index in pairs(len(path.end), n_steps + 1, scorer.size, path.end.device):
         with torch.no_grad():

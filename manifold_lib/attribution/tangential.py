@@ -11,16 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.checks import (
-    check_batch,
-    check_choice,
-    check_count,
-    check_generator,
-    check_positive,
-    check_range,
-    check_share,
-    warn_non_finite,
-)
+from ..core import checks
 from ..core.progress import progress_bar
 from ..core.scorer import Model, Scorer, Target, scoring
 from ..geometry.projection import flat_like, tangent_fraction
@@ -105,15 +96,18 @@ def tangential_baseline(
         the model is piecewise linear, as ReLU networks are: h is constant almost everywhere there.
     clamp : (float, float)
         Valid range of the inputs.
-    generator : torch.Generator, optional
-        For the starts; each is drawn once and shared by the images.
-    progress : bool
-        Whether to show a bar.
+    generator, progress : torch.Generator or None, bool
+        For the starts, each drawn once and shared by the images; and whether to show a bar.
 
     Returns
     -------
     TangentialBaseline
         Never less aligned than its start: the best point seen is kept.
+
+    Raises
+    ------
+    ValueError
+        For bad input, ``vae`` without ``"manifold"`` or the reverse, and a constraint that the solver cannot keep.
 
     Examples
     --------
@@ -122,20 +116,20 @@ def tangential_baseline(
     >>> ml.tangential_baseline(lambda x: (x**2).sum(1), torch.ones(1, 2), basis=basis, max_iter=9).baselines.shape
     torch.Size([1, 2])
     """
-    check_batch(inputs)
+    checks.check_batch(inputs)
     flat_like(inputs, basis)
-    check_choice(constraint, "constraint", ("none", "box", "change", "manifold"))
-    check_share(c, "c")
-    check_positive(learning_rate, "learning_rate")
-    check_range(clamp, "clamp")
+    checks.check_choice(constraint, "constraint", ("none", "box", "change", "manifold"))
+    checks.check_share(c, "c")
+    checks.check_positive(learning_rate, "learning_rate")
+    checks.check_range(clamp, "clamp")
     if clamp is None or not all(math.isfinite(end) for end in clamp):
         raise ValueError(f"clamp: got {clamp}, wants two finite numbers, the range of images")
     for count, name in ((n_starts, "n_starts"), (max_iter, "max_iter"), (n_steps, "n_steps")):
-        check_count(count, name)
-    check_generator(generator, inputs.device)
+        checks.check_count(count, name)
+    checks.check_generator(generator, inputs.device)
     easy = constraint in ("none", "box")
     solver = ("projection" if easy else "gradient") if solver is None else solver
-    check_choice(solver, "solver", ("projection", "gradient"))
+    checks.check_choice(solver, "solver", ("projection", "gradient"))
     if solver == "projection" and not easy:
         raise ValueError(f"solver: got 'projection' with constraint={constraint!r}, wants 'gradient'")
     if (constraint == "manifold") == (vae is None):
@@ -163,7 +157,7 @@ def tangential_baseline(
         # of the starts that keep the constraint, where any does, the one that ended most aligned
         preferred = torch.nan_to_num(fraction, nan=-1.0) + feasible.to(fraction.dtype) * 2
         best = preferred.view(-1, n_starts).argmax(1) + torch.arange(len(inputs), device=inputs.device) * n_starts
-    warn_non_finite(fraction[best, None], "tangential_baseline")
+    checks.warn_non_finite(fraction[best, None], "tangential_baseline")
     return TangentialBaseline(points[best], fraction[best], history[best].T.contiguous(), converged[best])
 
 
@@ -196,6 +190,11 @@ def tangential_ig(
     Tensor, or (Tensor, Tensor)
         (B, *shape) in score units; with the flag also the deltas (B,).
 
+    Raises
+    ------
+    ValueError
+        As for :func:`tangential_baseline`.
+
     Examples
     --------
     >>> import torch, manifold_lib as ml
@@ -203,7 +202,7 @@ def tangential_ig(
     >>> ml.tangential_ig(lambda x: (x**2).sum(1), torch.ones(1, 2), basis=basis, max_iter=9).shape
     torch.Size([1, 2])
     """
-    check_count(n_ig_steps, "n_ig_steps")
+    checks.check_count(n_ig_steps, "n_ig_steps")
     with scoring(model, inputs, target, n_ig_steps, additional_forward_args, internal_batch_size) as scorer:
         found = tangential_baseline(scorer, inputs, basis=basis, **search)
         inputs, path = inputs.detach(), straight_path(inputs.detach(), found.baselines)
