@@ -2,9 +2,10 @@
 
 A trick is a way to push points through a model sooner: a memory order, a chunk size, a setting of the allocator. Each
 is written here once more, so that one which the library has dropped can still be timed. Nothing is asserted about
-time. What is asserted is that every contestant finds the same map: in float64 to rounding, in float32 for most images.
-In float32 another order rounds otherwise, and where a ReLU or two pixels of a pooled window nearly tie, the gradient
-takes the other side. Of 16 images, three maps of the ResNet differ by 0.6 to 2 % of their maximum for that reason.
+time. What is asserted is that every contestant finds the same map, to 1e-9 of its maximum in float64 and to 1e-4 in
+float32. One exception: channels-last points through a network that pools maxima are held to the first only. In float32
+they round otherwise, and where a ReLU or two pixels of a pooled window nearly tie, the gradient takes the other side.
+Of 16 images, three maps of the ResNet at 112 pixels differ by 0.6 to 2 % of their maximum for that reason.
 
 The workload is Integrated Gradients on one thread. Each network has three processes, which differ in what their
 allocator does with freed memory. All contestants take turns, so other load on the machine slows all of them alike, and
@@ -44,7 +45,7 @@ COLUMNS = [
 ]
 SECONDS, ROUNDS = 0.3, (3, 9)  # a contestant runs until it has had so many seconds, but this often
 SHORT = 0.1  # before a shorter run comes one that does not count, or the others' turns would leave it a cold cache
-TOLERANCE, TOLERANCE_DOUBLE, MOST_OFF = 1e-4, 1e-9, 0.5  # the last is a share of the images
+TOLERANCE, TOLERANCE_DOUBLE = 1e-4, 1e-9
 CACHE_BYTES, MOST_POINTS, MOST_NUMBERS, LEAST_POINTS = 32 * 2**20, 256, 2**18, 16
 FIXED = (1, 4, 16, 64, 256)
 MAKEFILE = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
@@ -107,6 +108,8 @@ CASES = {
     "ResNet-18, 224": Case(resnet18, (3, 224, 224), {1: 20, 4: 5}),
     "ResNet-18, 512": Case(resnet18, (3, 512, 512), {1: 8}),
 }
+
+POOLS_MAXIMA = ("LeNet", "ResNet-18, 112", "ResNet-18, 224")
 
 # --------------------------------------------------------------------------------------------- tricks
 
@@ -385,10 +388,10 @@ def race(pipes: dict[str, Connection], entries: list[Entry], batch: int) -> dict
     }
 
 
-def furthest(maps: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The largest difference of each map, as a share of its maximum."""
+def furthest(maps: np.ndarray, reference: np.ndarray) -> float:
+    """The largest difference of any map, as a share of its maximum."""
     axes = 1, 2, 3
-    return abs(maps - reference).max(axes) / abs(reference).max(axes)
+    return (abs(maps - reference).max(axes) / abs(reference).max(axes)).max()
 
 
 def _order(entry: Entry, batch: int) -> tuple[str, int, int]:
@@ -437,8 +440,9 @@ def test_tricks(name: str, rows: list[dict]) -> None:
 
             for entry, result in results.items():
                 if entry[1] not in ("trial", "looked up"):
-                    errors = furthest(result.found, results[usual].found)
-                    assert batch == 1 or (errors > TOLERANCE).mean() <= MOST_OFF, f"{entry}: {errors}"
+                    error = furthest(result.found, results[usual].found)
+                    near_ties = "channels last" in entry[1] and name in POOLS_MAXIMA
+                    assert near_ties or error <= TOLERANCE, f"{entry}, {batch} images: {error:.1e}"
                     if batch == 1:
                         exact, other = (ask(pipes[it[0]], "double", *_order(it, 1)) for it in (usual, entry))
                         assert furthest(other, exact) <= TOLERANCE_DOUBLE, entry
