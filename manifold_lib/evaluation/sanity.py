@@ -33,7 +33,7 @@ def randomised(model: nn.Module, *, n_layers: int | None = None, generator: torc
     Raises
     ------
     ValueError
-        For what is no module, more layers than there are, and weights that no ``reset_parameters`` draws anew.
+        For what is not a module, more layers than there are, and weights that no ``reset_parameters`` draws anew.
 
     Examples
     --------

@@ -149,7 +149,7 @@ def relevances(maps: Tensor, others: Tensor, name: str) -> tuple[Tensor, Tensor]
 
 
 def check_maps(maps: Tensor, min_dim: int = 2) -> None:
-    """Refuse what is no batch of maps; NaN may pass, since an attribution that failed is one."""
+    """Refuse what is not a batch of maps; NaN may pass, since an attribution that failed is one."""
     check_batch(torch.nan_to_num(maps) if isinstance(maps, Tensor) else maps, "maps", min_dim=min_dim)
 
 

@@ -80,7 +80,7 @@ def in_parts(decoder: Decoder, size: int | None) -> Decoder:
 
 
 def check_curves(points: Tensor) -> None:
-    """Refuse what is no batch of curves of two points or more."""
+    """Refuse what is not a batch of curves of two points or more."""
     check_batch(points, "points", min_dim=3)
     if points.shape[1] < 2:
         raise ValueError(f"points: got shape {tuple(points.shape)}, wants (B, T, *latent) with T of at least 2")

@@ -183,7 +183,7 @@ def polyline(points: Tensor) -> Path:
     Raises
     ------
     ValueError
-        For fewer than two points, or what is no batch of curves.
+        For fewer than two points, or what is not a batch of curves.
 
     Examples
     --------
