@@ -102,7 +102,7 @@ lab: | $(ENV) ## open the notebooks in JupyterLab ## seconds
 
 # ----------------------------------------------------------------------------------------- checks
 
-test: | $(ENV) ## tests and doctests, with the line coverage of the library ## 5 min
+test: | $(ENV) ## tests and doctests, with the line coverage of the library ## 9 min
 	$(PY) -m pytest tests manifold_lib --ignore=tests/bench --ignore=manifold_lib/reproduction \
 		--doctest-modules --cov --cov-report=term
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.checks import check_baselines, check_batch, check_choice, check_count
 from ..core.modules import buffers_as_found, check_mode, modules_of
-from ..core.passes import plan_passes
+from ..core.passes import forward_points
 from ..core.scorer import Model, Target, scoring
 from ..geometry.curves import spline_path
 from ..geometry.geodesics import geodesic
@@ -180,7 +180,8 @@ def manifold_path(
     baselines = check_baselines(baselines, inputs)
     if not create_graph:
         inputs, baselines = inputs.detach(), baselines.detach()
-    size = plan_passes(vae, inputs, 0, internal_batch_size)  # which tries nothing for points without gradients
+    size = forward_points(inputs) if internal_batch_size is None else internal_batch_size
+    check_count(size, "internal_batch_size")
     with buffers_as_found(modules_of(vae)), torch.inference_mode(False), torch.set_grad_enabled(create_graph):
         end, start = encode(vae, inputs, size), encode(vae, baselines, size)
         latent_path = straight_path(end, start)
@@ -199,7 +200,6 @@ def manifold_path(
 
 def bridged(curve: Path, start: Tensor, inputs: Tensor, baselines: Tensor, weight: float = 98.0) -> Path:
     """A curve from ``start``, between straight bridges that each take 1 / ``weight`` as much of [0, 1] as it."""
-    assert curve.end is not None
     return joined((line(baselines, start), curve, line(curve.end, inputs)), (1.0, weight, 1.0))
 
 

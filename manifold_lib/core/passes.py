@@ -37,7 +37,7 @@ def plan_passes(
     if not on_gpu and len(inputs) * n_points < WORTH_A_TRIAL:
         return min(max(3 * CPU_NUMBERS // numel, 1), 64 if numel > 64 else WORTH_A_TRIAL)
     if not n_points:
-        return GPU_POINTS // 8
+        return forward_points(inputs)
     two, three = (_kept(scores, inputs, n) for n in (2, 3))
     # points, gradient, weighted sum and what makes them are alive as well
     per_point = max(three - two, 0) + 5 * numel * inputs.element_size()
@@ -49,9 +49,11 @@ def plan_passes(
     return min(max(budget // per_point, 1), max(CPU_NUMBERS // numel, 256))
 
 
-def forward_points(inputs: Tensor, size: int) -> int:
+def forward_points(inputs: Tensor, size: int | None = None) -> int:
     """How many points to push forward only, where ``size`` go with gradients: a CPU's cache holds more of them."""
-    return size if inputs.device.type == "cuda" else max(size, min(CPU_NUMBERS * 4 // max(inputs[0].numel(), 1), 64))
+    if inputs.device.type == "cuda":
+        return GPU_POINTS // 8 if size is None else size
+    return max(size or 1, min(CPU_NUMBERS * 4 // max(inputs[0].numel(), 1), 64))
 
 
 def _kept(scores: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, n_points: int) -> int:

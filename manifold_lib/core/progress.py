@@ -1,6 +1,5 @@
 """Progress bars, and a model applied to many inputs."""
 
-import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,12 +11,13 @@ from .modules import tensors_of
 
 def progress_bar(iterable: Iterable, *, show: bool, **options: Any) -> Iterable:
     """A tqdm bar in plain text, not a notebook widget; the iterable itself without ``show`` or without tqdm."""
-    if show:
-        with contextlib.suppress(ImportError):
-            from tqdm import tqdm
-
-            return tqdm(iterable, dynamic_ncols=True, mininterval=1.0, **options)
-    return iterable
+    if not show:
+        return iterable
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return iterable
+    return tqdm(iterable, dynamic_ncols=True, mininterval=1.0, **options)
 
 
 def predict(model: Callable[[Tensor], Tensor], inputs: Tensor, *, batch_size: int = 256) -> Tensor:
