@@ -39,23 +39,38 @@ class Info(NamedTuple):
     converged: Tensor | None
 
 
+class Integrate(Protocol):
+    """:func:`integrate`, to type checkers: with a flag it also returns its :class:`Info`."""
+
+    @overload
+    def __call__(
+        self, model: Model | Scorer, path: Path | Tensor, target: Target = None, *, return_info: Literal[True], **_: Any
+    ) -> tuple[Tensor, Info]: ...
+    @overload
+    def __call__(self, model: Model | Scorer, path: Path | Tensor, target: Target = None, **_: Any) -> Tensor: ...
+
+
 class PathMethod(Protocol):
-    """What an attribution returns, to type checkers: with a flag, also its deltas or its :class:`Info`."""
+    """An attribution, to type checkers: with a flag it also returns its deltas."""
 
     @overload
-    def __call__(self, *_: Any, return_convergence_delta: Literal[True], **__: Any) -> tuple[Tensor, Tensor]: ...
+    def __call__(
+        self, model: Model, inputs: Tensor, target: Target = None, *, return_convergence_delta: Literal[True], **_: Any
+    ) -> tuple[Tensor, Tensor]: ...
     @overload
-    def __call__(self, *_: Any, return_info: Literal[True], **__: Any) -> tuple[Tensor, Info]: ...
-    @overload
-    def __call__(self, *_: Any, **__: Any) -> Tensor: ...
+    def __call__(self, model: Model, inputs: Tensor, target: Target = None, **_: Any) -> Tensor: ...
 
 
-def path_method(function: Callable[..., Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Info]]) -> PathMethod:
+def path_method(function: Callable[..., Tensor | tuple[Tensor, Tensor]]) -> PathMethod:
     """Tell type checkers what a method returns; the function stays as it is."""
     return cast(PathMethod, function)
 
 
-@path_method
+def _integrator(function: Callable[..., Tensor | tuple[Tensor, Info]]) -> Integrate:
+    return cast(Integrate, function)
+
+
+@_integrator
 def integrate(
     model: Model | Scorer,
     path: Path | Tensor,
