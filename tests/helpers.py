@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from manifold_lib.core.checks import AttributionWarning
 from manifold_lib.paths import Path
 
 # The chunk is sized on a few probe points; a count of evaluations may be above the law by no more than this.
@@ -148,11 +149,11 @@ def untouched(model: nn.Module, *tensors: Tensor) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_warning() -> Iterator[None]:
-    """Assert that exactly one warning is given, and that it is a RuntimeWarning."""
+    """Assert that exactly one warning is given, and that it is the library's."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    assert [item.category for item in caught] == [RuntimeWarning], [str(item.message) for item in caught]
+    assert [item.category for item in caught] == [AttributionWarning], [str(item.message) for item in caught]
 
 
 @contextlib.contextmanager

@@ -95,9 +95,9 @@ def blurred(
 
 
 def mean(inputs: Tensor, *, low: float = 0.0, high: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """Each image's own mean, per channel for images (B, C, H, W)."""
+    """Each image's own mean, per channel for images (B, C, H, W) and volumes (B, C, D, H, W)."""
     _check(inputs, low, high)
-    axes = tuple(range(2 if inputs.ndim == 4 else 1, inputs.ndim))
+    axes = tuple(range(2 if inputs.ndim >= 4 else 1, inputs.ndim))
     return inputs.mean(axes, keepdim=True).expand_as(inputs)
 
 

@@ -1,14 +1,13 @@
 """Geodesic IG by energy: a path that is relaxed under the metric of the model, for large models (paper 4)."""
 
 import functools
-import warnings
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_baselines, check_choice, check_count, check_positive
+from ..core.checks import check_baselines, check_choice, check_count, check_positive, check_precise, warn
 from ..core.progress import progress_bar
 from ..core.scorer import Model, Scorer, Target, scoring
 from ..geometry.curves import line_between
@@ -173,8 +172,7 @@ def _path(
     scorer: Scorer, inputs: Tensor, baselines: Tensor | float | None, n_steps: int, settings: _Settings
 ) -> EnergyPath:
     """A relaxed path with its integral, whose segments are halved until it is complete."""
-    if inputs.dtype in (torch.float16, torch.bfloat16):
-        raise ValueError(f"inputs: got {inputs.dtype}, wants float32 or float64, which a second derivative needs")
+    check_precise(inputs, "inputs")
     check_choice(settings.energy, "energy", ENERGIES)
     check_positive(settings.beta, "beta", zero=True)
     if isinstance(settings.sign, bool) or settings.sign not in (1, -1):
@@ -234,7 +232,7 @@ def _relaxed(scorer: Scorer, inputs: Tensor, baselines: Tensor, n_steps: int, se
     late = int((~converged & ~reached.isnan()).sum())  # NaN is counted elsewhere
     if late and moves:
         message = f"energy_path: {late} of {len(inputs)} paths had not converged after {most} iterations"
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+        warn(message, 4)
     return {"points": points, "energy": reached, "length": length, "iterations": iterations, "converged": converged}
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_batch, check_count, check_generator, check_like, check_positive, warn_non_finite
-from ..core.scorer import Model, Target, scoring
+from ..core.scorer import Model, Target, scoring, warn_incomplete
 from ..paths.integral import path_method
 from ..paths.path import column
 from ..paths.quadrature import empty_sum, pairs, summed_gradients
@@ -49,6 +49,21 @@ def gradient(
     ------
     ValueError
         For bad input, naming the argument, what it got and what it wants.
+
+    Notes
+    -----
+    One tensor is explained, of a model with one tensor of scores; this holds for all methods. A model of several inputs
+    is explained one input at a time, the others given as ``additional_forward_args``; or, all at once, by a wrapper
+    that takes them joined. A wrapper also picks one of several outputs:
+
+    >>> import torch, manifold_lib as ml
+    >>> def model(image, text):  # two inputs, a tuple of two outputs
+    ...     return (image * text).sum(1, keepdim=True), text
+    >>> image, text = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 5.0]])
+    >>> ml.gradient(lambda x, other: model(x, other)[0], image, 0, additional_forward_args=text)
+    tensor([[3., 5.]])
+    >>> ml.gradient(lambda both: model(both[:, :2], both[:, 2:])[0], torch.cat([image, text], 1), 0)
+    tensor([[3., 5., 1., 2.]])
 
     Examples
     --------
@@ -196,7 +211,9 @@ def expected_gradients(
             if change is not None:
                 change.index_add_(0, rows, -scorer.score(starts, rows) / n_samples)
         attributions = sums.to(inputs.dtype)
-        delta = None if change is None else attributions.flatten(1).sum(1) - change
+        if change is not None:
+            warn_incomplete(attributions, change, "expected_gradients")
+            delta = attributions.flatten(1).sum(1) - change
     warn_non_finite(attributions, "expected_gradients")
     return attributions if delta is None else (attributions, delta)
 

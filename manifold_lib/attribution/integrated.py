@@ -7,7 +7,7 @@ from torch import Tensor
 from ..core.checks import check_choice, check_count, warn_non_finite
 from ..core.scorer import Model, Target, scoring
 from ..paths.adaptive import adaptive, check_adaptive
-from ..paths.integral import integrate, path_method
+from ..paths.integral import integrate, path_method, with_delta
 from ..paths.path import path_starts, straight_path
 from ..paths.quadrature import RULES, mean_gradient, rule
 
@@ -86,4 +86,6 @@ def integrated_gradients(
             return attributions
         starts, products = path_starts(path, scorer.size), attributions.detach()
         products = products if multiply_by_inputs else products * (inputs - starts).detach()
-        return attributions, products.flatten(1).sum(1) - scorer.change(inputs, starts)
+        # an adaptive integral says itself what it misses
+        who = "integrated_gradients" if tolerance is None else None
+        return attributions, with_delta(scorer, products, inputs, starts, True, who)[1]

@@ -1,6 +1,5 @@
 """Geodesic IG by neighbours: along shortest paths of a graph whose edges cost the gradient met on them (paper 4)."""
 
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,13 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import check_baselines, check_batch, check_choice, check_count, check_like
+from ..core.autoencoder import encoded
+from ..core.checks import check_baselines, check_batch, check_choice, check_count, check_like, warn
 from ..core.scorer import LEAST_CHANGE, Model, Scorer, Target, scoring
 from ..paths.edges import Edges, Graph, edge_integrals, sum_along
 from ..paths.graph import Indices, nearest_nodes, neighbour_edges, shortest_paths, walk_back
 from ..paths.integral import integrate, path_method, with_delta
 from ..paths.path import Path, polyline
-from .latent import bridged, decoder_of, encode
+from .latent import bridged
 
 EDGE_COSTS = ("conformal", "rank1", "euclidean")
 # Entries of the edges of some paths in memory at once, and what a sum may miss without a warning.
@@ -185,8 +185,8 @@ def _draw(inputs: Tensor, nodes: Tensor, baselines: Tensor, n_neighbors: int, sp
     groups, decode = (nodes.detach(), starts, inputs), None
     if space is not None:
         with torch.no_grad():
-            groups = tuple(encode(space, group, size) for group in groups)
-        decode = decoder_of(space, inputs)
+            decode, latents = encoded(space, size, *groups, needs="slope")
+        groups = tuple(latents)
     flat = [group.flatten(1).cpu().double().numpy() for group in groups]
     flat[0], kept = np.unique(flat[0], axis=0, return_index=True)
     others = np.concatenate(flat[1:])
@@ -245,5 +245,5 @@ def _sums(scorer: Scorer, graph: Graph, searches: list[_Search], n_nodes: int) -
             total[images[some]] = sums.to(total.dtype)
     if n_missed:
         message = f"geodesic_ig: {n_missed} of {len(total)} sums miss f(x) - f(x') by more than 1 %; take more n_nodes"
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        warn(message)
     return total

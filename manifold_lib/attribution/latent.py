@@ -1,13 +1,13 @@
 """Paths through a latent space, decoded, with straight bridges to the raw baseline and input."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.autoencoder import encoded
 from ..core.checks import check_baselines, check_batch, check_choice, check_count
-from ..core.modules import buffers_as_found, check_mode, modules_of
+from ..core.modules import buffers_as_found, modules_of
 from ..core.passes import forward_points
 from ..core.scorer import Model, Target, scoring
 from ..geometry.curves import spline_path
@@ -182,17 +182,20 @@ def manifold_path(
         inputs, baselines = inputs.detach(), baselines.detach()
     size = forward_points(inputs) if internal_batch_size is None else internal_batch_size
     check_count(size, "internal_batch_size")
+    needs = "graph" if max_iter or create_graph else "rows"
     with buffers_as_found(modules_of(vae)), torch.inference_mode(False), torch.set_grad_enabled(create_graph):
-        end, start = encode(vae, inputs, size), encode(vae, baselines, size)
+        decode, (end, start) = encoded(vae, size, inputs, baselines, needs=needs)
         latent_path = straight_path(end, start)
         if max_iter:
             options: dict[str, Any] = {"max_iter": max_iter, "internal_batch_size": internal_batch_size}
-            points = geodesic(vae.decode, start, end, n_steps=n_steps, **options).points
+            points = geodesic(decode, start, end, n_steps=n_steps, **options).points
             if create_graph:
-                t = torch.linspace(0, 1, n_steps + 1).to(points).view(1, -1, *(1,) * (start.ndim - 1))
+                t = torch.linspace(0, 1, n_steps + 1, dtype=points.dtype, device=points.device).view(
+                    1, -1, *(1,) * (start.ndim - 1)
+                )
                 points = points + t * (end - end.detach())[:, None] + (1 - t) * (start - start.detach())[:, None]
             latent_path = spline_path(points)
-        curve = decoded_path(decoder_of(vae, inputs), latent_path, size)
+        curve = decoded_path(decode, latent_path, size)
         if not bridge:
             return curve
         return bridged(curve, path_starts(curve, size, create_graph=create_graph), inputs, baselines)
@@ -201,50 +204,3 @@ def manifold_path(
 def bridged(curve: Path, start: Tensor, inputs: Tensor, baselines: Tensor, weight: float = 98.0) -> Path:
     """A curve from ``start``, between straight bridges that each take 1 / ``weight`` as much of [0, 1] as it."""
     return joined((line(baselines, start), curve, line(curve.end, inputs)), (1.0, weight, 1.0))
-
-
-def encode(vae: Any, inputs: Tensor, size: int) -> Tensor:
-    """Latent means, ``size`` images at a time: (B, *shape) -> (B, *latent)."""
-    for part in ("encode", "decode"):
-        if not callable(getattr(vae, part, None)):
-            raise ValueError(f"vae: got {type(vae).__name__} without {part}, wants an object with encode and decode")
-    for part in modules_of(vae):
-        check_mode(part, "vae")
-    if inputs.stride(0) == 0 and len(inputs) > 1:  # one baseline for all, encoded once
-        latents = encode(vae, inputs[:1], size)
-        return latents.expand(len(inputs), *latents.shape[1:])
-    parts = []
-    for some in inputs.split(size):
-        latents = vae.encode(some.clone())  # a copy, since an encoder may begin with an in-place layer
-        if not isinstance(latents, Tensor):
-            kind = type(latents).__name__
-            raise ValueError(f"vae: encode gave {kind}, wants a tensor (B, *latent), such as the means")
-        if latents.ndim and len(latents) != len(some):
-            got = tuple(latents.shape)
-            raise ValueError(f"vae: encode gave shape {got} for {len(some)} images, wants (B, *latent)")
-        parts.append(latents)
-    return check_batch(torch.cat(parts), "vae.encode(inputs)")
-
-
-def decoder_of(vae: Any, inputs: Tensor) -> Callable[[Tensor], Tensor]:
-    """``vae.decode`` on copies of its buffers, refused where it gives anything but images like the inputs."""
-    check_mode(vae.decode)
-    parts = [part for module in modules_of(vae) for part in module.modules() if part._buffers]
-
-    def decode(latents: Tensor) -> Tensor:
-        found = [(part, *item) for part in parts for item in part.named_buffers(recurse=False)]
-        try:
-            for part, name, buffer in found:
-                # not restored by value, which forward mode and a kept graph may refuse
-                part._buffers[name] = buffer.clone()
-            images = vae.decode(latents)
-        finally:
-            for part, name, buffer in found:
-                part._buffers[name] = buffer
-        wants = ((len(latents), *inputs.shape[1:]), inputs.dtype)
-        got = (tuple(images.shape), images.dtype) if isinstance(images, Tensor) else type(images).__name__
-        if got != wants:
-            raise ValueError(f"vae: decode gave {got}, wants {wants} like inputs")
-        return images
-
-    return decode

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.autoencoder import encoded
 from ..core.checks import check_baselines, check_batch, check_count, check_share
+from ..core.derivatives import require_slope
 from ..core.passes import plan_passes
 from ..core.scorer import Model, Scorer, Target, check_differentiable, scoring
 from ..paths.greedy import Evaluate, greedy_nodes, streamed_path
 from ..paths.integral import integrate, path_method, with_delta
 from ..paths.path import Path, decoded_path, path_starts, straight_path
 from ..paths.refine import Node
-from .latent import bridged, decoder_of, encode
+from .latent import bridged
 from .published import anchored, released_nodes
-
-_DETACHED = "what decode gives does not depend on the latents differentiably"
 
 
 @path_method
@@ -128,8 +128,7 @@ def ma_gig_path(
         if own is not model:
             own.look(inputs)
         size = own.size
-        starts, ends = encode(vae, baselines, size), encode(vae, inputs, size)
-        decode = decoder_of(vae, inputs)
+        decode, (starts, ends) = encoded(vae, size, baselines, inputs, needs="graph")
         if internal_batch_size is None:  # decoder and model are kept together
             planned = plan_passes(lambda z, rows: own.scores(decode(z), rows), starts.contiguous(), n_steps)
             size = min(size, planned)
@@ -162,16 +161,13 @@ def _evaluate(
     with torch.enable_grad():
         coordinates = latents.detach().requires_grad_()
         point = decode(coordinates.clone())
-        if not point.requires_grad:
-            raise ValueError(f"vae: {_DETACHED}")
+        require_slope(point.requires_grad, "vae.decode")
         values = scorer.values(point, rows)
         check_differentiable(values)
         ones = torch.ones_like(values)
         gradient, guidance = torch.autograd.grad(values, (point, coordinates), ones, allow_unused=True)
-    if gradient is None:
-        raise ValueError("model: its scores do not depend on the inputs differentiably")
-    if guidance is None:
-        raise ValueError(f"vae: {_DETACHED}")
+    require_slope(gradient is not None, "model")
+    require_slope(guidance is not None, "vae.decode")
     # without a guide the path explains nothing, although its sum may be right
     lost = guidance.flatten(1).isnan().any(1)
     gradient = torch.where(lost.view(-1, *(1,) * (point.ndim - 1)), torch.nan, gradient)

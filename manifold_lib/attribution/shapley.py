@@ -63,7 +63,7 @@ def shapley_values(
             values.append(scorer.score(torch.where(kept, inputs[rows], baselines[rows]), rows))
     # the share of each subset in φ_i: with i in it as the larger of its pair, without i as the smaller
     ways = [1 / (n_entries * math.comb(n_entries - 1, k)) for k in range(n_entries)]
-    shares, n_members = torch.tensor([0.0, *ways, 0.0]).to(inputs), members.sum(1)
+    shares, n_members = torch.tensor([0.0, *ways, 0.0], dtype=torch.float64).to(inputs), members.sum(1)
     weights = torch.where(members, shares[n_members, None], -shares[n_members + 1, None])
     attributions = (torch.cat(values).view(len(inputs), -1).to(inputs.dtype) @ weights).view_as(inputs)
     warn_non_finite(attributions, "shapley_values")

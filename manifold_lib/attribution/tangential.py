@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from ..core import checks
+from ..core.autoencoder import encoded
 from ..core.progress import progress_bar
 from ..core.scorer import Model, Scorer, Target, scoring
 from ..geometry.projection import flat_like, tangent_fraction
+from ..geometry.tangent import Decoder
 from ..paths.integral import integrate, path_method, with_delta
 from ..paths.path import straight_path
 from .alignment import Search, Steps, gradient_steps, is_piecewise_linear, projection_steps
 from .baselines import uniform
 from .gradients import drawn
-from .latent import decoder_of, encode
 
 
 class TangentialBaseline(NamedTuple):
@@ -138,9 +139,8 @@ def tangential_baseline(
     with scoring(model, inputs, target, n_points, additional_forward_args, internal_batch_size, vae) as scorer:
         if stop_gradient is None:
             stop_gradient = is_piecewise_linear(scorer, inputs, clamp)
-        starts = _starts(inputs, n_starts, clamp, vae, scorer.size, generator)
+        decode, starts = _starts(inputs, n_starts, clamp, vae, scorer.size, generator)
         starts = starts.clamp(*clamp) if constraint == "box" else starts
-        decode = decoder_of(vae, inputs) if constraint == "manifold" else None
         search = Search(scorer, decode, constraint, c, clamp, n_steps, learning_rate, stop_gradient)
         steps = projection_steps if solver == "projection" else gradient_steps
         images = torch.arange(len(inputs), device=inputs.device).repeat_interleave(n_starts)
@@ -207,7 +207,8 @@ def tangential_ig(
         found = tangential_baseline(scorer, inputs, basis=basis, **search)
         inputs, path = inputs.detach(), straight_path(inputs.detach(), found.baselines)
         attributions = integrate(scorer, path, method="gausslegendre", n_steps=n_ig_steps, name="tangential_ig")
-        return with_delta(scorer, attributions, inputs, found.baselines, return_convergence_delta)
+        delta = return_convergence_delta
+        return with_delta(scorer, attributions, inputs, found.baselines, delta, name="tangential_ig")
 
 
 def _follow(steps: Steps, max_iter: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -238,12 +239,12 @@ def _follow(steps: Steps, max_iter: int) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 def _starts(
     inputs: Tensor, n_starts: int, clamp: tuple[float, float], vae: Any, size: int, generator: torch.Generator | None
-) -> Tensor:
-    """(B, n_starts, ...) baselines, or latents where there is a VAE."""
+) -> tuple[Decoder | None, Tensor]:
+    """(B, n_starts, ...) baselines, or latents where there is a VAE, with its decoder."""
     if vae is None:
         noise = [uniform(inputs, low=clamp[0], high=clamp[1], generator=generator) for _ in range(n_starts - 1)]
-        return torch.stack([torch.zeros_like(inputs), *noise], 1)
+        return None, torch.stack([torch.zeros_like(inputs), *noise], 1)
     with torch.no_grad():
-        latents = encode(vae, torch.zeros_like(inputs), size)
+        decode, (latents,) = encoded(vae, size, torch.zeros_like(inputs), needs="graph")
     draws = drawn(torch.randn, (n_starts - 1, *latents.shape[1:]), latents, generator)
-    return torch.cat([latents[:, None], draws.expand(len(inputs), *draws.shape)], 1)
+    return decode, torch.cat([latents[:, None], draws.expand(len(inputs), *draws.shape)], 1)

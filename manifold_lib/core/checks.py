@@ -8,6 +8,15 @@ import torch
 from torch import Tensor
 
 
+class AttributionWarning(RuntimeWarning, UserWarning):
+    """A result that should not be taken as it is: random, incomplete, not converged or not finite."""
+
+
+def warn(message: str, stacklevel: int = 2) -> None:
+    """A warning of the library's own category, to the caller's caller."""
+    warnings.warn(message, AttributionWarning, stacklevel=stacklevel + 1)
+
+
 def require(met: bool | Tensor, name: str, got: object, wants: object) -> None:
     """Refuse an argument unless a condition is met."""
     if not met:
@@ -16,7 +25,8 @@ def require(met: bool | Tensor, name: str, got: object, wants: object) -> None:
 
 def check_batch(value: Tensor, name: str = "inputs", *, min_dim: int = 2) -> Tensor:
     """A floating-point tensor (B, *shape) with B ≥ 1 and finite entries."""
-    require(isinstance(value, Tensor), name, type(value).__name__, "a tensor (B, *shape)")
+    wanted = "a tensor (B, *shape); for several inputs see the notes of manifold_lib.gradient"
+    require(isinstance(value, Tensor), name, type(value).__name__, wanted)
     shape = tuple(value.shape)
     wanted = "(B, *shape)" if min_dim == 2 else f"at least {min_dim} dimensions"
     require(value.ndim >= min_dim, name, f"shape {shape}", f"{wanted}; for one item use {name}[None]")
@@ -26,22 +36,29 @@ def check_batch(value: Tensor, name: str = "inputs", *, min_dim: int = 2) -> Ten
     return value
 
 
+def check_precise(value: Tensor, name: str) -> Tensor:
+    """Single or double precision, in which linear systems are solved and small steps are told from rounding."""
+    require(value.dtype in (torch.float32, torch.float64), name, value.dtype, "float32 or float64")
+    return value
+
+
 def check_like(value: Tensor | float, reference: Tensor, name: str, reference_name: str = "inputs") -> Tensor:
-    """A tensor of the reference's shape; a number or a batch of one is expanded to it."""
+    """A tensor of the reference's shape; a number, or a tensor with dimensions of 1, is expanded to it."""
     shape, like = tuple(reference.shape), f"like {reference_name}"
     if not isinstance(value, Tensor):
         require(isinstance(value, Real), name, type(value).__name__, f"a number or a tensor {shape}")
         value = reference.new_full((1,) * reference.ndim, float(value)).expand_as(reference)
     check_batch(value, name, min_dim=1)
-    same = value.ndim == reference.ndim and value.shape[1:] == shape[1:] and len(value) in (1, shape[0])
-    require(same, name, f"shape {tuple(value.shape)}", f"{shape} {like}")
+    pairs = zip(value.shape, shape, strict=False)
+    fits = value.ndim == reference.ndim and all(size in (1, wanted) for size, wanted in pairs)
+    require(fits, name, f"shape {tuple(value.shape)}", f"{shape} {like}")
     require(value.device == reference.device, name, f"device {value.device}", f"{reference.device} {like}")
     require(value.dtype == reference.dtype, name, value.dtype, f"{reference.dtype} {like}")
     return value.expand_as(reference)
 
 
 def check_baselines(baselines: Tensor | float | None, inputs: Tensor) -> Tensor:
-    """A tensor of the inputs' shape, from one like it, a batch of one, a number, or None for zeros."""
+    """A tensor of the inputs' shape, from one that expands to it, a number, or None for zeros."""
     return check_like(0.0 if baselines is None else baselines, inputs, "baselines")
 
 
@@ -104,5 +121,4 @@ def floor_of(count: float) -> int:
 def warn_non_finite(values: Tensor, name: str) -> None:
     """One warning that counts the images whose result holds NaN or infinity."""
     if bad := int((~torch.isfinite(values.detach().flatten(1)).all(1)).sum()):
-        message = f"{name}: {bad} of {len(values)} images have NaN or infinite values"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        warn(f"{name}: {bad} of {len(values)} images have NaN or infinite values", 3)

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import itertools
 import types
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,14 +23,25 @@ def tensors_of(function: object) -> Iterator[Tensor]:
     return iter(()) if module is None else itertools.chain(module.parameters(), module.buffers())
 
 
+def modules_behind(function: Any) -> list[nn.Module]:
+    """The modules that a callable is, is a method of, or wraps as a closure or a partial does."""
+    return _found([function], lambda part: [getattr(part, "__wrapped__", None)])
+
+
 def modules_of(vae: Any) -> list[nn.Module]:
     """The modules that a VAE is, that its ``encode`` and ``decode`` belong to, or that it holds a few objects deep."""
+    roots = [vae, getattr(vae, "encode", None), getattr(vae, "decode", None)]
+    return _found(roots, lambda part: list(getattr(part, "__dict__", {}).values()))
+
+
+def _found(level: list[Any], held: Callable[[Any], list[Any]]) -> list[nn.Module]:
+    """The modules among some objects, and in what these hold."""
     found: list[nn.Module] = []
-    level, seen = [vae, getattr(vae, "encode", None), getattr(vae, "decode", None)], set()
+    seen: set[int] = set()
     for _ in range(6):  # wrappers around wrappers; deeper ones have not been met
         inside: list[Any] = []
         for part in level:
-            if id(part) in seen or isinstance(part, (types.ModuleType, Tensor)):
+            if id(part) in seen or isinstance(part, (types.ModuleType, Tensor, type(None))):
                 continue
             seen.add(id(part))
             if isinstance(part, nn.Module):
@@ -43,26 +53,50 @@ def modules_of(vae: Any) -> list[nn.Module]:
             elif isinstance(part, functools.partial):
                 inside += [part.func, *part.args, *part.keywords.values()]
             else:
-                inside += [getattr(part, "__self__", None), *getattr(part, "__dict__", {}).values()]
+                cells = getattr(part, "__closure__", None) or ()
+                inside += [cell.cell_contents for cell in cells if cell != types.CellType()]
+                inside += [getattr(part, "__self__", None), *held(part)]
         level = inside
     return found
 
 
-def train_mode_layers(module: nn.Module) -> str:
-    """Names of the layers whose output depends on the batch or on chance, in the mode they are in."""
-    instance_norm = nn.modules.instancenorm._InstanceNorm
-    fickle = (nn.modules.batchnorm._BatchNorm, instance_norm, nn.modules.dropout._DropoutNd)
-    parts = [part for part in module.modules() if part.training and isinstance(part, fickle)]
-    # instance norm that keeps no statistics is the same in both modes
-    kinds = {type(part).__name__ for part in parts if not isinstance(part, instance_norm) or part.track_running_stats}
-    return ", ".join(sorted(kinds))
+def fickle_layers(modules: Iterable[nn.Module]) -> tuple[str, bool]:
+    """Names of the layers whose output depends on the batch or on chance, and whether train mode is why."""
+    parts = [part for module in modules for part in module.modules()]
+    training = {_kind(part) for part in parts if getattr(part, "training", False) and _trains_otherwise(part)}
+    # these do so in eval mode too
+    fractional = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+    always = {_kind(part) for part in parts if isinstance(part, fractional) and part._random_samples is None}
+    norms = [part for part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    always |= {_kind(part) for part in norms if part.running_mean is None}
+    return ", ".join(sorted(training | always)), bool(training)
 
 
-def check_mode(decoder: object, name: str = "decoder") -> None:
-    """Refuse a decoder whose rows depend on each other or on chance: it has no Jacobian per latent."""
-    module = module_of(decoder)
-    if module is not None and (kinds := train_mode_layers(module)):
-        raise ValueError(f"{name}: got train mode ({kinds}), wants {name}.eval()")
+def _kind(part: nn.Module) -> str:
+    """The name of a layer's class, of a scripted one too."""
+    return getattr(part, "original_name", type(part).__name__)
+
+
+def _trains_otherwise(part: nn.Module) -> bool:
+    """Whether a layer computes something else in train mode."""
+    if isinstance(part, nn.modules.instancenorm._InstanceNorm):
+        return part.track_running_stats  # without statistics it is the same in both modes
+    if isinstance(part, nn.RNNBase):
+        return part.dropout > 0 and part.num_layers > 1
+    if any(word in _kind(part) for word in ("BatchNorm", "Dropout", "DropPath", "StochasticDepth", "RReLU")):
+        return True
+    # attention, and blocks of vision transformers, hold a rate and call the function
+    rates = [value for name, value in vars(part).items() if "drop" in name and isinstance(value, float)]
+    return any(0 < rate <= 1 for rate in rates)
+
+
+def check_mode(function: object, name: str = "decoder") -> None:
+    """Refuse a decoder or encoder with layers whose rows depend on each other or on chance."""
+    kinds, training = fickle_layers(modules_behind(function))
+    if kinds:
+        what = "train mode" if training else "layers that mix the rows of a batch or draw at random in eval mode too"
+        wants = f"{name}.eval()" if training else "batch norm with its statistics, and no chance"
+        raise ValueError(f"{name}: got {what} ({kinds}), wants {wants}")
 
 
 @contextlib.contextmanager
@@ -80,15 +114,8 @@ def buffers_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         with torch.inference_mode(False), torch.no_grad():
             for part, name, buffer, version, value in kept:
-                part._buffers[name] = buffer
+                if not isinstance(part, torch.jit.ScriptModule):  # whose buffers cannot be replaced
+                    part._buffers[name] = buffer
                 # batch norm changes them without a new version; others are left, since a kept graph may hold them
-                if part.training or buffer._version != version:
+                if getattr(part, "training", False) or buffer._version != version:
                     buffer.copy_(value)
-
-
-def jvp(function: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Value and directional derivative, without the deprecation notice of torch's own first use of forward mode."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-        result: Any = torch.func.jvp(function, (point,), (direction,))
-    return result

@@ -2,6 +2,7 @@
 
 Each trick was measured to win 10 % on two networks or more (``figures/bench/tricks.csv``)."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_count
+from .derivatives import close
 
 # On a CPU the cache limits the activations: 32 MiB are some 70 points of the paper's LeNet. Weights larger than the
 # cache are read in every pass, so activations of four times their size go at once. On a GPU the free memory limits.
@@ -34,11 +36,15 @@ def plan_passes(
     # Freed untouched, it has glibc keep up to some 60 MB of freed memory, whose pages take a quarter of a small
     # network's time to fetch again. Other C libraries ignore it.
     torch.empty(31 * 2**20, dtype=torch.uint8)
+    untried = min(max(3 * CPU_NUMBERS // numel, 1), 64 if numel > 64 else WORTH_A_TRIAL)
     if not on_gpu and len(inputs) * n_points < WORTH_A_TRIAL:
-        return min(max(3 * CPU_NUMBERS // numel, 1), 64 if numel > 64 else WORTH_A_TRIAL)
+        return untried
     if not n_points:
         return forward_points(inputs)
-    two, three = (_kept(scores, inputs, n) for n in (2, 3))
+    try:
+        two, three = (_kept(scores, inputs, n) for n in (2, 3))
+    except RuntimeError:  # a model that takes gradients inside may allow no hooks
+        return untried
     # points, gradient, weighted sum and what makes them are alive as well
     per_point = max(three - two, 0) + 5 * numel * inputs.element_size()
     if on_gpu:
@@ -64,41 +70,53 @@ def _kept(scores: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, n_points: 
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    devices = [inputs.device] if inputs.device.type == "cuda" else []
     # without the fork, dropout left in train mode would be drawn otherwise after a trial
-    with torch.enable_grad(), torch.random.fork_rng(devices):
+    with torch.enable_grad(), torch.random.fork_rng(_devices(inputs)):
         points = inputs.detach()[:1].expand(n_points, *inputs.shape[1:]).clone().requires_grad_()
+        rows = torch.zeros(n_points, dtype=torch.int64, device=inputs.device)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            scores(points, torch.zeros(n_points, dtype=torch.int64, device=inputs.device))
+            scores(points, rows)
     return sum(kept.values())
 
 
-def takes_channels_last(scores: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, n_points: int = 2) -> bool:
-    """Whether a model gives the same scores for points of noise in channels-last order, in which a CPU is faster.
+def tried(scores: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, n_points: int = 2) -> tuple[bool, bool]:
+    """Whether a model may be given channels-last order, and whether each row is on its own; tried at points of noise.
 
-    A model that relies on the other order (``view`` on feature maps) fails or differs. Maximum pooling is refused: the
-    order changes the rounding, and with it which pixel wins a window that nearly ties.
+    On a CPU that order is faster. A model that relies on the other order (``view`` on feature maps) fails or differs.
+    Maximum pooling is refused: the order changes the rounding, and with it which pixel wins a window that nearly ties.
     """
-    if inputs.device.type != "cpu" or inputs.dtype != torch.float32 or inputs.ndim != 4:
-        return False
-    rows = torch.zeros(n_points, dtype=torch.int64)
+    rows = torch.zeros(n_points, dtype=torch.int64, device=inputs.device)
     points = torch.rand((n_points, *inputs.shape[1:]), generator=torch.Generator().manual_seed(0), dtype=inputs.dtype)
-    with torch.enable_grad(), torch.random.fork_rng([]):
-        usual = scores(points.clone().requires_grad_(), rows)
-        waiting: list[Any] = [usual.grad_fn]
-        seen = {None}
-        while waiting:
-            if (node := waiting.pop()) not in seen:
-                if "MaxPool" in node.name():
-                    return False
-                seen.add(node)
-                waiting += [parent for parent, _ in node.next_functions]
-        try:
-            with torch.no_grad():
-                other = scores(channels_last(points), rows)
-        except Exception:  # whatever the user's code refuses the other order with
-            return False
-    return usual.shape == other.shape and bool((usual - other).abs().max() <= 1e-3 * usual.abs().max())
+    points = points.to(inputs.device)
+    beside = points.clone()
+    beside[1:] /= 2
+    worth = inputs.device.type == "cpu" and inputs.dtype == torch.float32 and inputs.ndim == 4
+    with torch.enable_grad(), torch.random.fork_rng(_devices(inputs)):
+        usual = scores(points.requires_grad_(worth), rows)[:1]
+        if worth and not _pools_maxima(usual):
+            with contextlib.suppress(Exception), torch.no_grad():  # whatever the user's code refuses the order with
+                if close(usual.detach(), scores(channels_last(beside), rows)[:1]):
+                    return True, True
+        with torch.no_grad():
+            return False, close(usual.detach(), scores(beside, rows)[:1])
+
+
+def _pools_maxima(scores: Tensor) -> bool:
+    """Whether a maximum pooling led to these scores."""
+    waiting: list[Any] = [scores.grad_fn]
+    seen = {None}
+    while waiting:
+        if (node := waiting.pop()) not in seen:
+            if "MaxPool" in node.name():
+                return True
+            seen.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+    return False
+
+
+def _devices(inputs: Tensor) -> list[torch.device]:
+    """The devices beside the CPU whose random numbers a trial must not use up."""
+    return [inputs.device] if inputs.device.type == "cuda" else []
 
 
 def channels_last(points: Tensor) -> Tensor:

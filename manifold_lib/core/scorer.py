@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_batch, require
-from .modules import buffers_as_found, module_of, modules_of, tensors_of, train_mode_layers
-from .passes import channels_last, forward_points, plan_passes, takes_channels_last
+from .checks import check_batch, require, warn
+from .derivatives import called, differentiable_kernels, require_slope
+from .modules import buffers_as_found, fickle_layers, modules_behind, modules_of, tensors_of
+from .passes import channels_last, forward_points, plan_passes, tried
 
 Model = Callable[..., Tensor]
 Target = int | Tensor | None
@@ -34,14 +34,14 @@ class Scorer:
         self.size = self.forward = size
         self.classes: Tensor | None = None
         self.lowest = self.highest = 0
-        self.channels_last = False
+        self.channels_last = self.fickle = False
         self.follows = tuple(isinstance(arg, Tensor) and arg.ndim > 0 and len(arg) == batch for arg in args)
 
     @contextlib.contextmanager
     def in_use(self, modules: Iterable[nn.Module] = ()) -> Iterator[None]:
         """Allow gradients; at the end put back the buffers of the model, and of other modules."""
-        module, grad_mode = module_of(self.model), torch.is_grad_enabled()
-        found = buffers_as_found([*([] if module is None else [module]), *modules])
+        grad_mode = torch.is_grad_enabled()
+        found = buffers_as_found([*modules_behind(self.model), *modules])
         with found, torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
             yield
 
@@ -83,13 +83,19 @@ class Scorer:
 
     def scores(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
         """All scores of some points, as the model gives them: (n, C) or (n,)."""
+        if self.fickle and len(points) == 1:  # batch norm without statistics refuses one row
+            rows = torch.zeros(2, dtype=torch.int64, device=points.device) if rows is None else rows.expand(2)
+            return self.scores(points.expand(2, *points.shape[1:]), rows)[:1]
         # a copy, since a model may begin with an in-place layer
         points = channels_last(points) if self.channels_last else points.clone()
-        scores = self.model(points, *self._args(rows))
-        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        met = isinstance(scores, Tensor) and scores.ndim in (1, 2) and len(scores) == len(points)
-        require(met, "model", f"scores {got}", f"(B, C) or (B,) with B = {len(points)}")
-        return scores
+        scores = called(self.model, points, *self._args(rows), name="model")
+        if not isinstance(scores, Tensor):
+            wants = f"(B, C) or (B,) with B = {len(points)}; of several outputs a wrapper picks one, see the notes of"
+            require(False, "model", f"scores {type(scores).__name__}", f"{wants} manifold_lib.gradient")
+        met = scores.ndim in (1, 2) and len(scores) == len(points)
+        require(met, "model", f"scores {tuple(scores.shape)}", f"(B, C) or (B,) with B = {len(points)}")
+        # weights in lower precision than the inputs must not make sums so
+        return scores.to(torch.promote_types(scores.dtype, points.dtype)) if scores.is_floating_point() else scores
 
     def _args(self, rows: Tensor | None) -> tuple:
         if rows is None or not any(self.follows):
@@ -116,9 +122,8 @@ class Scorer:
 
     def look(self, points: Tensor) -> None:
         """Refuse a model that gives other scores or no gradient, for a builder that uses it only later."""
-        # batch norm in train mode refuses one row; a copy, since the points may be of inference mode
-        some = points[:1].expand(min(2, self.size), *points.shape[1:]).clone()
-        self.gradient(some, torch.zeros(len(some), dtype=torch.int64, device=points.device))
+        # a copy, since the points may be of inference mode
+        self.gradient(points[:1].clone(), torch.zeros(1, dtype=torch.int64, device=points.device))
 
     def change(self, inputs: Tensor, baselines: Tensor) -> Tensor:
         """Δf = f(x) − f(x'), what a complete attribution sums to: (B,)."""
@@ -137,7 +142,7 @@ class Scorer:
         self, points: Tensor, rows: Tensor | None = None, *, weights: Tensor | None = None, create_graph: bool = False
     ) -> tuple[Tensor, Tensor]:
         """The scores (n,), detached, and the :meth:`gradient`, of one pass."""
-        with torch.enable_grad():
+        with torch.enable_grad(), differentiable_kernels() if create_graph else contextlib.nullcontext():
             if not create_graph:
                 points = points.detach()
             if not points.requires_grad:
@@ -146,8 +151,7 @@ class Scorer:
             check_differentiable(values)
             weights = torch.ones_like(values) if weights is None else weights.to(values.dtype)
             (gradient,) = torch.autograd.grad(values, points, weights, create_graph=create_graph, allow_unused=True)
-        if gradient is None:
-            raise ValueError("model: its scores do not depend on the inputs differentiably")
+        require_slope(gradient is not None, "model")
         return values.detach(), gradient
 
 
@@ -163,9 +167,9 @@ def scoring(
 ) -> Iterator[Scorer]:
     """The scorer of a batch, while its model is used; at the end the buffers of model and ``vae`` are as found.
 
-    Checks the inputs and the model's device, warns of train mode, resolves the classes, chooses how many points go at
-    once, and allows gradients; ``n_points`` of each image will go through the model with gradients. A scorer in the
-    place of the model is passed on, so that methods can call each other.
+    Checks the inputs and the model's device, warns of rows that are not on their own, resolves the classes, chooses how
+    many points go at once, and allows gradients; ``n_points`` of each image will go through the model with gradients. A
+    scorer in the place of the model is passed on, so that methods can call each other.
     """
     check_batch(inputs)
     modules = [] if vae is None else modules_of(vae)
@@ -173,22 +177,34 @@ def scoring(
         with buffers_as_found(modules):
             yield model
         return
-    device, module, args = next(tensors_of(model), inputs).device, module_of(model), additional_forward_args
+    device, args = next(tensors_of(model), inputs).device, additional_forward_args
     wanted = f"{device} like the model's parameters"
     require(device == inputs.device, "inputs", f"device {inputs.device}", wanted)
-    if module is not None and (kinds := train_mode_layers(module)):
-        message = f"the model is in train mode ({kinds}): it is used as found, so attributions are random or "
-        message += "depend on the batch; call model.eval() first"
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+    kinds, training = fickle_layers(modules_behind(model))
     scorer = Scorer(model, len(inputs), () if args is None else args if isinstance(args, tuple) else (args,))
+    scorer.fickle = bool(kinds)
     with scorer.in_use(modules):
         scorer.size = scorer.forward = plan_passes(scorer.scores, inputs, n_points, internal_batch_size)
         if internal_batch_size is None:
             scorer.forward = forward_points(inputs, scorer.size)
         if n_points >= 8:  # two points and two scores: a twentieth of so many, at most
-            scorer.channels_last = takes_channels_last(scorer.scores, inputs, min(2, scorer.size))
+            scorer.channels_last, steady = tried(scorer.scores, inputs, min(2, scorer.size))
+            kinds = kinds or ("" if steady else "no layer known for it")
+            scorer.fickle = bool(kinds)
+        if kinds:
+            mode = "is in train mode" if training else "mixes the rows of a batch, or draws at random, in eval mode too"
+            message = f"the model {mode} ({kinds}): it is used as found, so attributions are random or depend on the "
+            warn(message + ("batch; call model.eval() first" if training else "batch"), 4)
         scorer.resolve(inputs, target)
         yield scorer
+
+
+def warn_incomplete(attributions: Tensor, change: Tensor, name: str) -> None:
+    """One warning that counts the sums which miss the change of the score by half of it or more."""
+    missed = (attributions.detach().flatten(1).sum(1) - change).abs() >= 0.5 * change.abs().clamp_min(LEAST_CHANGE)
+    if n_missed := int(missed.sum()):
+        what = "sums miss the change of the score by half of it or more"
+        warn(f"{name}: {n_missed} of {len(missed)} {what}; the score is too steep along the path for so few steps", 3)
 
 
 def check_target(
@@ -218,5 +234,4 @@ def check_class(low: int, high: int, n_classes: int, name: str) -> None:
 
 def check_differentiable(scores: Tensor) -> None:
     """Refuse scores that were detached from the inputs."""
-    if not scores.requires_grad:
-        raise ValueError("model: its scores do not depend on the inputs differentiably")
+    require_slope(scores.requires_grad, "model")

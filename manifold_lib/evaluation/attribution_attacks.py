@@ -17,6 +17,7 @@ from ..core.checks import (
     check_map,
     check_positive,
     check_range,
+    warn,
     warn_non_finite,
 )
 from ..core.progress import progress_bar
@@ -124,7 +125,7 @@ def attribution_attack(
     forward = (additional_forward_args, internal_batch_size)
     with scoring(model, inputs, target, 0, *forward) as scorer, warnings.catch_warnings():
         # the attribution would repeat this warning at each step
-        warnings.filterwarnings("ignore", message="the model is in train mode")
+        warnings.filterwarnings("ignore", message=".*it is used as found")
         for rows in torch.arange(len(inputs), device=inputs.device).split(internal_batch_size):
             bound = (radius[rows], norm, clamp)
             found.append(_attack(scorer.of(rows), inputs[rows], goals[rows], attribution, bound, betas, progress))
@@ -133,7 +134,7 @@ def attribution_attack(
     warn_non_finite(attack.attributions, "attribution_attack")
     if n_empty := int((~attack.attributions.flatten(1).any(1)).sum()):
         message = f"attribution_attack: {n_empty} of {len(inputs)} images have maps of zeros, which lead nowhere"
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        warn(message)
     return attack
 
 

@@ -69,7 +69,7 @@ def insertion_deletion(
     score : {"accuracy", "probability", "log_probability"}
         1 where the target is the predicted class and 0 elsewhere, or the softmax probability of the target, or its log.
     rank, unit : {"abs", "signed"}, {"entry", "pixel"}
-        Relevance is |A| or A. That of a pixel is the sum over the channels (B, C, H, W), which are replaced together.
+        Relevance is |A| or A. That of a pixel (or voxel) is the sum over the channels, which are replaced together.
     curves : {"both", "insertion", "deletion"}
         One alone takes half the time.
 
@@ -236,8 +236,9 @@ def _relevance(attributions: Tensor, rank: str, unit: str) -> Tensor:
     relevance = attributions.detach() if signed else attributions.detach().abs()
     if check_choice(unit, "unit", ("entry", "pixel")) == "entry":
         return relevance.flatten(1)
-    if relevance.ndim != 4:
-        raise ValueError(f"attributions: got shape {tuple(relevance.shape)}, wants (B, C, H, W) for unit='pixel'")
+    if relevance.ndim < 4:
+        got = tuple(relevance.shape)
+        raise ValueError(f"attributions: got shape {got}, wants (B, C, H, W) or (B, C, D, H, W) for unit='pixel'")
     return relevance.sum(1).flatten(1)
 
 

@@ -16,7 +16,7 @@ def relevance_mass(maps: Tensor, mask: Tensor) -> Tensor:
     Parameters
     ----------
     maps, mask : Tensor
-        (B, C, H, W), in any unit; and (B, 1, H, W) bool, of at least one pixel, which holds all of the evidence.
+        (B, C, *places), in any unit; and (B, 1, *places) bool, of at least one pixel, which holds all of the evidence.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def relevance_rank(maps: Tensor, mask: Tensor) -> Tensor:
 
 
 def _strength(maps: Tensor, mask: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """n(A) of each map and its mask, flat: (B, H · W) each."""
+    """n(A) of each map and its mask, flat: (B, pixels) each."""
     check_maps(maps, min_dim=4)
     wants = (len(maps), 1, *maps.shape[2:])
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != wants:

@@ -117,7 +117,7 @@ def max_sensitivity(
     # the attribution finds the class itself, for each draw; class 0 in its place spares a pass
     with scoring(model, inputs, 0 if target is None else target), warnings.catch_warnings():
         # the attribution would repeat this warning for each draw
-        warnings.filterwarnings("ignore", message="the model is in train mode")
+        warnings.filterwarnings("ignore", message=".*it is used as found")
         maps = check_map(explain(model, inputs, target) if maps is None else maps, inputs, "maps")
         size, worst = maps.flatten(1).norm(dim=1), inputs.new_zeros(len(inputs))
         for _ in range(n_samples):

@@ -6,20 +6,19 @@ correlation. Bad maps raise a ValueError.
 """
 
 import math
-import warnings
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_map, check_share, floor_of, warn_non_finite
+from ..core.checks import check_batch, check_map, check_share, floor_of, warn, warn_non_finite
 from .roar import ranks_of
 
 
 def total_variation(maps: Tensor) -> Tensor:
-    """Mean absolute difference of neighbouring pixels of each map scaled to unit L2 norm: (B, C, H, W) -> (B,).
+    """Mean absolute difference of neighbouring pixels of each map scaled to unit L2 norm: (B, C, *places) -> (B,).
 
-    Low for smooth maps, high for noise.
+    Low for smooth maps, high for noise. The places are those of images (H, W) or volumes (D, H, W).
 
     Examples
     --------
@@ -28,14 +27,16 @@ def total_variation(maps: Tensor) -> Tensor:
     tensor([0.1000])
     """
     check_batch(maps, "maps", min_dim=4)
-    maps = maps / torch.linalg.vector_norm(maps, dim=(1, 2, 3), keepdim=True)
+    maps = maps / torch.linalg.vector_norm(maps, dim=tuple(range(1, maps.ndim)), keepdim=True)
     warn_non_finite(maps, "total_variation")
-    vertical, horizontal = (maps.diff(dim=dim).abs().flatten(1).sum(1) for dim in (2, 3))
-    return (vertical + horizontal) / maps[0].numel()
+    differences = torch.stack([maps.diff(dim=dim).abs().flatten(1).sum(1) for dim in range(2, maps.ndim)])
+    return differences.sum(0) / maps[0].numel()
 
 
 def relevance(maps: Tensor) -> Tensor:
-    """n(A) = Σ_channels |A| / Σ |A|, differentiable: (B, C, H, W) -> (B, H, W), other shapes stay (B, *shape).
+    """n(A) = Σ_channels |A| / Σ |A|, differentiable: (B, C, H, W) -> (B, H, W), and of volumes (B, D, H, W).
+
+    Maps of fewer dimensions have no channels: (B, *shape) stays.
 
     Examples
     --------
@@ -43,7 +44,7 @@ def relevance(maps: Tensor) -> Tensor:
     >>> ml.relevance(torch.tensor([[1.0, -3.0]]))
     tensor([[0.2500, 0.7500]])
     """
-    strength = maps.abs().sum(1) if maps.ndim == 4 else maps.abs()
+    strength = maps.abs().sum(1) if maps.ndim >= 4 else maps.abs()
     return strength / strength.flatten(1).sum(1).view(-1, *(1,) * (strength.ndim - 1))
 
 
@@ -107,10 +108,11 @@ def top_k(maps: Tensor, others: Tensor, *, share: float = 0.1) -> Tensor:
 
 
 def ssim(maps: Tensor, others: Tensor) -> Tensor:
-    """Structural similarity of relevance as a figure shows it: (B, C, H, W) twice -> (B,) in [−1, 1].
+    """Structural similarity of relevance as a figure shows it: (B, C, *places) twice -> (B,) in [−1, 1].
 
-    scikit-image's, with the Gaussian window of 11×11, σ = 1.5, of Wang et al. (2004). Each map is scaled first, so that
-    its 99th percentile is 1: the entries of relevance are so small that any two maps would be alike.
+    scikit-image's, with the Gaussian window of 11×11 (of 11×11×11 for volumes), σ = 1.5, of Wang et al. (2004). Each
+    map is scaled first, so that its 99th percentile is 1: the entries of relevance are so small that any two maps would
+    be alike.
 
     Examples
     --------
@@ -123,7 +125,7 @@ def ssim(maps: Tensor, others: Tensor) -> Tensor:
 
     check_maps(maps, min_dim=4)
     if min(maps.shape[2:]) < 11:
-        raise ValueError(f"maps: got shape {tuple(maps.shape)}, wants images of at least 11×11")
+        raise ValueError(f"maps: got shape {tuple(maps.shape)}, wants at least 11 pixels along each side")
 
     def shown(relevances: Tensor) -> np.ndarray:
         top = relevances.quantile(0.99, dim=1, keepdim=True)
@@ -157,6 +159,6 @@ def _correlation(a: Tensor, b: Tensor, *, name: str) -> Tensor:
     constant = ((a == a[:, :1]).all(1) | (b == b[:, :1]).all(1)) & torch.isfinite(a + b).all(1)
     if constant.any():
         n_pairs = f"{int(constant.sum())} of {len(constant)} pairs"
-        warnings.warn(f"{name}: {n_pairs} hold a constant map; their value is NaN", RuntimeWarning, stacklevel=3)
+        warn(f"{name}: {n_pairs} hold a constant map; their value is NaN", 3)
     a, b = (part - part.mean(1, keepdim=True) for part in (a, b))
     return ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).masked_fill(constant, torch.nan)

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_batch, check_count
-from ..core.modules import check_mode
+from ..core.derivatives import check_decoder
 from ..paths.path import Path, even_times
-from .tangent import Decoder
+from .tangent import Decoder, decoded
 
 
 def curve_energy(decoder: Decoder, points: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
@@ -27,7 +27,8 @@ def curve_energy(decoder: Decoder, points: Tensor, *, internal_batch_size: int |
     Raises
     ------
     ValueError
-        For bad input, naming the argument, what it got and what it wants; for a decoder in train mode.
+        For bad input, naming the argument, what it got and what it wants; for a decoder whose images depend on each
+        other or on chance, or, where the points have a graph, whose derivative is cut.
 
     Examples
     --------
@@ -35,6 +36,12 @@ def curve_energy(decoder: Decoder, points: Tensor, *, internal_batch_size: int |
     >>> ml.curve_energy(lambda z: 3 * z, torch.tensor([[[0.0], [1.0], [2.0]]]))
     tensor([18.])
     """
+    _check(decoder, points, internal_batch_size)
+    return energy_of(decoder, points, internal_batch_size)
+
+
+def energy_of(decoder: Decoder, points: Tensor, internal_batch_size: int | None = None) -> Tensor:
+    """:func:`curve_energy` of a decoder and points that were checked."""
     steps = decoded_steps(decoder, points, internal_batch_size)
     return steps.square().sum(1) * steps.shape[1] / 2
 
@@ -50,13 +57,19 @@ def curve_length(decoder: Decoder, points: Tensor, *, internal_batch_size: int |
     >>> ml.curve_length(lambda z: 3 * z, torch.tensor([[[0.0], [1.0], [2.0]]]))
     tensor([6.])
     """
+    _check(decoder, points, internal_batch_size)
     return decoded_steps(decoder, points, internal_batch_size).sum(1)
+
+
+def _check(decoder: Decoder, points: Tensor, size: int | None) -> None:
+    """Refuse bad curves, and a decoder that has no single image for a latent, or no slope where one is wanted."""
+    check_curves(points)
+    wanted = torch.is_grad_enabled() and points.requires_grad
+    check_decoder(decoder, points[:, [0, -1]].flatten(0, 1), needs="graph" if wanted else "rows", size=size)
 
 
 def decoded_steps(decoder: Decoder, points: Tensor, internal_batch_size: int | None = None) -> Tensor:
     """‖g(z_{i+1}) − g(z_i)‖ of each segment, (B, T, *latent) -> (B, T − 1), with a graph where the points have one."""
-    check_curves(points)
-    check_mode(decoder)
     rows = curves_at_once(points.shape[1], points, internal_batch_size)
     decoder = in_parts(decoder, internal_batch_size)
     with torch.set_grad_enabled(torch.is_grad_enabled() and points.requires_grad):
@@ -65,11 +78,7 @@ def decoded_steps(decoder: Decoder, points: Tensor, internal_batch_size: int | N
 
 def decode_curves(decoder: Decoder, points: Tensor) -> Tensor:
     """Images of all points, flat: (B, T, *latent) -> (B, T, D)."""
-    n_images = points.shape[0] * points.shape[1]
-    images = decoder(points.flatten(0, 1).clone())  # a copy, since a decoder may begin with an in-place layer
-    if images.ndim < 2 or len(images) != n_images:
-        raise ValueError(f"decoder: got output {tuple(images.shape)}, wants ({n_images}, *shape)")
-    return images.flatten(1).unflatten(0, points.shape[:2])
+    return decoded(decoder, points.flatten(0, 1)).flatten(1).unflatten(0, points.shape[:2])
 
 
 def in_parts(decoder: Decoder, size: int | None) -> Decoder:
@@ -106,6 +115,7 @@ def resample(decoder: Decoder, points: Tensor, n_steps: int, *, internal_batch_s
     tensor([0., 1., 2., 3., 4.])
     """
     check_count(n_steps, "n_steps")
+    _check(decoder, points, internal_batch_size)
     # lengths between the given points are known after a first resampling only
     return even_points(decoder, points, n_steps, n_corrections=2, internal_batch_size=internal_batch_size)
 
@@ -175,5 +185,5 @@ def line_between(start: Tensor, end: Tensor, n_steps: int) -> Tensor:
 
 def of_less_energy(decoder: Decoder, points: Tensor, others: Tensor) -> Tensor:
     """Of each two curves the one of less energy."""
-    better = curve_energy(decoder, points) < curve_energy(decoder, others)
+    better = energy_of(decoder, points) < energy_of(decoder, others)
     return torch.where(better.view(-1, *(1,) * (points.ndim - 1)), points, others)

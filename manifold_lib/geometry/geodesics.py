@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_count, check_like, check_positive
-from ..core.modules import check_mode
+from ..core.checks import check_batch, check_count, check_like, check_positive, check_precise
+from ..core.derivatives import check_decoder
 from ..core.progress import progress_bar
 from . import curves
-from .curves import curve_energy, knot_basis, line_between, of_less_energy
+from .curves import energy_of, knot_basis, line_between, of_less_energy
 from .solver import descend, mean_metric, mean_stretch
 from .tangent import Decoder, warn_of
 
@@ -83,7 +83,7 @@ def geodesic(
     Raises
     ------
     ValueError
-        For bad input, half precision, a decoder in train mode or without a derivative, images of the line not finite.
+        As for :func:`decoder_jacobian`; for half precision, and images of the straight line that are not finite.
 
     Examples
     --------
@@ -92,16 +92,15 @@ def geodesic(
     >>> found.length.round(decimals=2)
     tensor([2.9600])
     """
-    check_batch(start, "start")
-    if start.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"start: got {start.dtype}, wants float32 or float64, in which the steps of a curve are told")
+    check_precise(check_batch(start, "start"), "start")
     end = check_like(end, start, "end", "start")
     check_count(n_steps, "n_steps")
     check_count(max_iter, "max_iter", least=0)
     check_positive(tolerance, "tolerance")
     if n_knots is not None:
         check_count(n_knots, "n_knots")
-    check_mode(decoder)
+    needs = "graph" if max_iter else "rows"
+    check_decoder(decoder, torch.cat([start[:1], end[-1:]]), needs=needs, size=internal_batch_size)
     with torch.inference_mode(False):
         # copies, since tensors made in inference mode take part in no graph
         start, end = start.detach().clone(), end.detach().clone()
@@ -127,7 +126,7 @@ def _solve(
     decoder: Decoder, line: Tensor, max_iter: int, tolerance: float, n_knots: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points, iterations and convergence of a few curves, from their straight lines."""
-    bad = ~torch.isfinite(curve_energy(decoder, line))
+    bad = ~torch.isfinite(energy_of(decoder, line))
     if bad.any():
         rows = bad.nonzero().flatten().tolist()[:8]
         raise ValueError(f"decoder: got NaN or infinity on the straight line of curves {rows}, wants finite images")

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_count, check_like
-from ..core.modules import check_mode, jvp
+from ..core.checks import check_batch, check_count, check_like, check_precise
+from ..core.derivatives import check_decoder, jvp
 from .geodesics import geodesic
-from .tangent import Decoder, decoder_jacobian
+from .tangent import Decoder, decoded, decoder_jacobian, jacobians
 
 
 def pullback_metric(decoder: Decoder, latents: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
@@ -39,8 +39,9 @@ def magnification_factor(decoder: Decoder, latents: Tensor, *, internal_batch_si
     jacobian = decoder_jacobian(decoder, latents, internal_batch_size=internal_batch_size)
     if jacobian.shape[1] < jacobian.shape[2]:
         return jacobian.new_zeros(len(jacobian))
-    # from the triangular factor of J, so that small factors keep their digits
-    return torch.linalg.qr(jacobian, mode="r").R.diagonal(dim1=1, dim2=2).abs().log().sum(1).exp()
+    # from the triangular factor of J, so that small factors keep their digits; half precision in single
+    factor = torch.linalg.qr(jacobian.to(torch.promote_types(jacobian.dtype, torch.float32)), mode="r").R
+    return factor.diagonal(dim1=1, dim2=2).abs().log().sum(1).exp().to(latents.dtype)
 
 
 def exp_map(decoder: Decoder, latents: Tensor, velocities: Tensor, *, n_steps: int = 32) -> Tensor:
@@ -61,7 +62,8 @@ def exp_map(decoder: Decoder, latents: Tensor, velocities: Tensor, *, n_steps: i
     Raises
     ------
     ValueError
-        For bad input, a decoder in train mode, or a geodesic that leads to where the decoder is not finite.
+        As for :func:`decoder_jacobian`; for half precision, or a geodesic that leads to where the decoder is not
+        finite.
 
     Examples
     --------
@@ -69,10 +71,10 @@ def exp_map(decoder: Decoder, latents: Tensor, velocities: Tensor, *, n_steps: i
     >>> ml.exp_map(lambda z: torch.cat([z, 2 * z], 1), torch.tensor([[1.0]]), torch.tensor([[0.5]]))
     tensor([[1.5000]])
     """
-    check_batch(latents, "latents")
+    check_precise(check_batch(latents, "latents"), "latents")
     velocities = check_like(velocities, latents, "velocities", "latents")
     check_count(n_steps, "n_steps")
-    check_mode(decoder)
+    check_decoder(decoder, latents)
     h = 1 / n_steps
     # with grad mode off torch takes other formulas, and some of them have no forward mode
     with torch.inference_mode(False), torch.enable_grad():
@@ -121,8 +123,8 @@ def acceleration(decoder: Decoder, latents: Tensor, velocities: Tensor) -> Tenso
     kept = torch.isfinite(latents + velocities).flatten(1).all(1)
     mask = kept.view(-1, *(1,) * (latents.ndim - 1))
     latents, velocities = latents.where(mask, 0), velocities.where(mask, 0)
-    bend = jvp(lambda z: jvp(decoder, z, velocities)[1], latents, velocities)[1].flatten(1)
-    jacobian = decoder_jacobian(decoder, latents)
+    bend = jvp(lambda z: jvp(lambda q: decoded(decoder, q), z, velocities)[1], latents, velocities)[1].flatten(1)
+    jacobian = jacobians(decoder, latents)
     kept = kept & torch.isfinite(jacobian).flatten(1).all(1) & torch.isfinite(bend).all(1)
     pulled = torch.linalg.lstsq(jacobian.where(kept[:, None, None], 0), bend.where(kept[:, None], 0)[:, :, None])
     return -pulled.solution.squeeze(2).where(kept[:, None], torch.nan).view_as(latents)

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_count, check_positive
-from ..core.modules import check_mode
-from .tangent import Decoder, decoder_jacobian
+from ..core.checks import check_batch, check_count, check_positive, check_precise
+from ..core.derivatives import check_decoder
+from .tangent import Decoder, decoded, jacobians
 
 
 class Nearest(NamedTuple):
@@ -59,7 +59,7 @@ def nearest_on_manifold(
     Raises
     ------
     ValueError
-        For bad input, half precision, or a decoder in train mode.
+        As for :func:`decoder_jacobian`, and for half precision.
 
     Examples
     --------
@@ -68,16 +68,14 @@ def nearest_on_manifold(
     >>> ml.nearest_on_manifold(decoder, torch.tensor([[3.0, 4.0]]), torch.zeros(1, 1, 1)).distance
     tensor([4.])
     """
-    check_mode(decoder)
-    check_batch(points, "points")
-    if points.dtype in (torch.float16, torch.bfloat16):
-        raise ValueError(f"points: got {points.dtype}, wants single or double precision to solve systems in")
+    check_precise(check_batch(points, "points"), "points")
     check_batch(starts, "starts", min_dim=3)
     check_count(max_iter, "max_iter")
     check_positive(tolerance, "tolerance")
     if len(starts) != len(points) or (starts.dtype, starts.device) != (points.dtype, points.device):
         got, wants = ((tuple(t.shape), t.dtype, str(t.device)) for t in (starts, points))
         raise ValueError(f"starts: got {got}, wants (B, S, *latent) for points {wants}")
+    check_decoder(decoder, starts.flatten(0, 1), size=internal_batch_size)
     n_starts, latents = starts.shape[1], starts.flatten(0, 1).clone()
     size = max(2**22 // (points[0].numel() * latents[0].numel()), 1)
     if internal_batch_size is not None:
@@ -97,7 +95,7 @@ def _descend(
     decoder: Decoder, goals: Tensor, latents: Tensor, max_iter: int, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Latents, distances (N,) and whether they have converged; searches that have are left alone."""
-    images = decoder(latents.clone()).flatten(1)
+    images = decoded(decoder, latents).flatten(1)
     if images.shape != goals.shape:
         raise ValueError(f"decoder: got output of {images.shape[1]} entries, wants {goals.shape[1]} like points")
     distance = (goals - images).norm(dim=1)
@@ -109,7 +107,7 @@ def _descend(
         if not len(rows):
             break
         here, goal = latents[rows], goals[rows]
-        jacobian = decoder_jacobian(decoder, here)
+        jacobian = jacobians(decoder, here)
         normal = jacobian.mT @ jacobian
         diagonal = normal.diagonal(dim1=1, dim2=2)
         # latents that the image does not depend on would leave the system singular
@@ -121,7 +119,7 @@ def _descend(
         flat[rows] = (slope < 1e-3) | (distance[rows] < rounding)
         step = torch.linalg.solve_ex(normal + torch.diag_embed(stiff), wanted).result[:, :, 0]
         tried = here + step.view_as(here)
-        image = decoder(tried.clone()).flatten(1)
+        image = decoded(decoder, tried).flatten(1)
         found = (goal - image).norm(dim=1)
         better = found < distance[rows]
         # the decrease found, over the one promised, sets the damping, which falls to a third at most (Nielsen 1999);

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_batch, check_count, check_positive
-from ..core.modules import check_mode, jvp
-from .tangent import Decoder, check_basis, check_floats, warn_of
+from ..core.derivatives import check_decoder, jvp
+from .tangent import Decoder, check_basis, check_floats, decoded, warn_of
 
 
 def project(vectors: Tensor, basis: Tensor) -> Tensor:
@@ -74,18 +74,20 @@ def project_matrix_free(
     check_positive(rtol, "rtol")
     if len(vectors) != len(latents):
         raise ValueError(f"latents: got {len(latents)} rows, wants {len(vectors)} like vectors")
-    check_mode(decoder)
-    vectors, latents = vectors.detach(), latents.detach().clone()
-    images, pull = torch.func.vjp(decoder, latents)[:2]
+    check_decoder(decoder, latents, needs="graph")
+    vectors, latents = vectors.detach(), latents.detach()
+    with torch.inference_mode(False), torch.enable_grad():
+        point = latents.clone().requires_grad_()
+        images = decoded(decoder, point)
     if images.shape != vectors.shape:
         got, wants = tuple(vectors.shape), tuple(images.shape)
         raise ValueError(f"vectors: got shape {got}, wants {wants} like the decoder's output")
 
     def forward(w: Tensor) -> Tensor:
-        return jvp(decoder, latents, w.view_as(latents))[1].flatten(1)
+        return jvp(lambda z: decoded(decoder, z), point.detach(), w.view_as(point))[1].flatten(1)
 
     def backward(u: Tensor) -> Tensor:
-        return pull(u.view_as(images))[0].flatten(1)
+        return torch.autograd.grad(images, point, u.view_as(images), retain_graph=True)[0].flatten(1)
 
     with torch.no_grad():
         solution, converged = _least_squares(forward, backward, vectors.flatten(1), rtol, max_iter)

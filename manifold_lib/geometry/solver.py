@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ..core.modules import jvp
+from ..core.derivatives import jvp
 from .curves import decode_curves
-from .tangent import Decoder, decoder_jacobian
+from .tangent import Decoder, decoded, jacobians
 
 
 def descend(
@@ -83,8 +83,6 @@ def energy_and_gradient(decoder: Decoder, base: Tensor, knots: Tensor, offset: T
     with torch.enable_grad():
         curve = _curve(base, knots, offset).requires_grad_()
         images = decode_curves(decoder, curve)
-        if not images.requires_grad:
-            raise ValueError("decoder: its output does not depend on the latents differentiably")
         steps = images.detach().diff(dim=1)
         # the gradient is −n J(z_i)ᵀ (g(z_{i+1}) − 2 g(z_i) + g(z_{i−1})) (paper 3, eq. 3); zero rows of the knots
         # multiply that of the ends, which do not move
@@ -137,9 +135,9 @@ class Preconditioner:
 def gauss_newton(decoder: Decoder, curves: Tensor, knots: Tensor) -> Tensor:
     """Cholesky factor of n Σ_i (J_{i+1} δ_{i+1} − J_i δ_i)², block-tridiagonal in the points: (b, m·K, m·K)."""
     n_curves, n_points = curves.shape[:2]
-    jacobians = decoder_jacobian(decoder, curves.flatten(0, 1)).unflatten(0, (n_curves, n_points))
-    same = torch.einsum("bidk,bidl->bikl", jacobians, jacobians)
-    mixed = torch.einsum("bidk,bidl->bikl", jacobians[:, :-1], jacobians[:, 1:])
+    slopes = jacobians(decoder, curves.flatten(0, 1)).unflatten(0, (n_curves, n_points))
+    same = torch.einsum("bidk,bidl->bikl", slopes, slopes)
+    mixed = torch.einsum("bidk,bidl->bikl", slopes[:, :-1], slopes[:, 1:])
     twice = torch.cat([same[:, :1], 2 * same[:, 1:-1], same[:, -1:]], 1)
     hessian = torch.einsum("im,ip,bikl->bmkpl", knots, knots, twice)
     across = torch.einsum("im,ip,bikl->bmkpl", knots[:-1], knots[1:], mixed)
@@ -161,7 +159,7 @@ def mean_metric(decoder: Decoder, curves: Tensor, n_steps: int, *, stretch_only:
     metric = curves.new_zeros(len(curves), n_latents, n_latents)
     points = _some_points(curves)
     for point in points:
-        jacobian = decoder_jacobian(decoder, curves[:, point])
+        jacobian = jacobians(decoder, curves[:, point])
         metric += jacobian.mT @ jacobian / len(points)
     return _factor(metric, 3e-3)  # a mean over the curve knows weak directions less well
 
@@ -173,7 +171,7 @@ def mean_stretch(decoder: Decoder, curves: Tensor) -> Tensor:
     probe = torch.randn(curves[:1, 0].shape, generator=torch.Generator().manual_seed(0))
     probe = probe.to(curves).expand_as(curves[:, 0])
     for point in points:
-        pushed = jvp(decoder, curves[:, point].clone(), probe)[1].flatten(1)
+        pushed = jvp(lambda z: decoded(decoder, z), curves[:, point], probe)[1].flatten(1)
         stretch += pushed.square().sum(1) / (len(points) * probe[0].numel())
     return torch.nan_to_num(stretch).clamp_min(_least(stretch))
 

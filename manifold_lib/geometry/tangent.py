@@ -1,13 +1,12 @@
 """Tangent spaces of a decoder's manifold of images: Jacobians, orthonormal bases, and the angles between them."""
 
-import warnings
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_count, check_positive
-from ..core.modules import check_mode, jvp
+from ..core.checks import check_batch, check_count, check_positive, warn
+from ..core.derivatives import called, check_decoder, check_images, jvp
 
 Decoder = Callable[[Tensor], Tensor]
 
@@ -29,7 +28,8 @@ def decoder_jacobian(decoder: Decoder, latents: Tensor, *, internal_batch_size: 
     Raises
     ------
     ValueError
-        For bad input, naming the argument, what it got and what it wants; for a decoder in train mode.
+        For bad input, naming the argument, what it got and what it wants; for a decoder whose images depend on each
+        other or on chance, and one whose derivative is cut (``inference_mode``, ``detach``).
 
     Examples
     --------
@@ -37,13 +37,18 @@ def decoder_jacobian(decoder: Decoder, latents: Tensor, *, internal_batch_size: 
     >>> ml.decoder_jacobian(lambda z: torch.cat([z, z**2], 1), torch.tensor([[3.0]])).flatten()
     tensor([1., 6.])
     """
+    check_batch(latents, "latents")
+    check_decoder(decoder, latents, size=internal_batch_size)
+    return jacobians(decoder, latents, internal_batch_size)
+
+
+def jacobians(decoder: Decoder, latents: Tensor, internal_batch_size: int | None = None) -> Tensor:
+    """:func:`decoder_jacobian` of a decoder and latents that were checked."""
     return torch.cat(list(_jacobian_blocks(decoder, latents, internal_batch_size)))
 
 
 def _jacobian_blocks(decoder: Decoder, latents: Tensor, internal_batch_size: int | None) -> Iterator[Tensor]:
     """The Jacobians of some latents at a time, (b, D, K)."""
-    check_batch(latents, "latents")
-    check_mode(decoder)
     if internal_batch_size is None:
         internal_batch_size = 16_384 if latents.device.type == "cuda" else 640  # more would leave a CPU's cache
     check_count(internal_batch_size, "internal_batch_size")
@@ -53,17 +58,25 @@ def _jacobian_blocks(decoder: Decoder, latents: Tensor, internal_batch_size: int
     directions = torch.eye(n_directions, device=latents.device, dtype=latents.dtype).view(-1, 1, *latents.shape[1:])
 
     def push(chunk: Tensor, direction: Tensor) -> Tensor:
-        # a copy, since a decoder may begin with an in-place layer
-        images, columns = jvp(decoder, chunk.clone(), direction.expand_as(chunk))
-        if images.ndim < 2 or len(images) != len(chunk):
-            raise ValueError(f"decoder: got output {tuple(images.shape)}, wants ({len(chunk)}, *shape)")
-        return columns
+        return jvp(lambda z: decoded(decoder, z), chunk, direction.expand_as(chunk))[1]
 
     for chunk in latents.split(n_rows):
         with torch.no_grad():
-            columns = torch.vmap(lambda direction, z=chunk: push(z, direction), chunk_size=n_at_once)(directions)
+            try:
+                columns = torch.vmap(lambda direction, z=chunk: push(z, direction), chunk_size=n_at_once)(directions)
+            except RuntimeError:  # a decoder that takes gradients inside, or branches, is pushed row by row
+                rows = ((chunk.repeat_interleave(len(some), 0), some) for some in directions[:, 0].split(n_at_once))
+                parts = [push(z, some.repeat(len(chunk), *(1,) * (z.ndim - 1))) for z, some in rows]
+                columns = torch.cat([part.unflatten(0, (len(chunk), -1)) for part in parts], 1).movedim(1, 0)
             columns = columns.flatten(2).permute(1, 2, 0)
-        yield columns
+        yield columns.to(latents.dtype)
+
+
+def decoded(decoder: Decoder, latents: Tensor) -> Tensor:
+    """Images of some latents, as (n, *shape): of a copy, since a decoder may begin with an in-place layer."""
+    images = check_images(called(decoder, latents.clone(), name="decoder"), latents, "decoder")
+    # weights in lower precision than the latents must not make norms and sums so
+    return images.to(torch.promote_types(images.dtype, latents.dtype))
 
 
 def tangent_basis(
@@ -89,6 +102,8 @@ def tangent_basis(
     """
     if rtol is not None:
         check_positive(rtol, "rtol", zero=True)
+    check_batch(latents, "latents")
+    check_decoder(decoder, latents, size=internal_batch_size)
     blocks = _jacobian_blocks(decoder, latents, internal_batch_size)
     basis = torch.cat([orthonormal_columns(block, rtol) for block in blocks])
     warn_of("tangent_basis", torch.isnan(basis[:, 0, 0]), "Jacobians hold NaN or infinity")
@@ -98,7 +113,7 @@ def tangent_basis(
 def warn_of(function: str, rows: Tensor, what: str) -> None:
     """One warning to the user of a public function, which counts the rows that are true."""
     if n_rows := int(rows.sum()):
-        warnings.warn(f"{function}: {n_rows} of {len(rows)} {what}", RuntimeWarning, stacklevel=3)
+        warn(f"{function}: {n_rows} of {len(rows)} {what}", 3)
 
 
 def orthonormal_columns(matrices: Tensor, rtol: float | None = None) -> Tensor:

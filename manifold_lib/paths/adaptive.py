@@ -1,13 +1,12 @@
 """The adaptive line integral: segments of a path that are halved until the integral is complete."""
 
 import math
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_positive
+from ..core.checks import check_positive, warn
 from ..core.scorer import Scorer
 from .path import Path
 from .quadrature import empty_sum
@@ -59,7 +58,7 @@ def adaptive(
         finite[block] = torch.isfinite(sums).flatten(1).all(1)
     if late := int((~converged & finite).sum()):  # NaN is counted elsewhere
         message = f"{name}: {late} of {n_rows} images not converged to tolerance {tolerance:g} within {most} segments"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        warn(message, 3)
     return total, counts, converged
 
 
@@ -68,12 +67,8 @@ def _evaluator(scorer: Scorer, path: Path, block: Tensor) -> Callable[[Tensor, T
     dtype = path.end.dtype
 
     def evaluate(t: Tensor, rows: Tensor) -> Node:
-        n_rows = len(rows)
-        if n_rows == 1 < scorer.size:  # batch norm in train mode refuses one row
-            rows, t = rows.expand(2), t.expand(2)
-        # even parts, so that none is left with one
-        n_parts, parts = math.ceil(len(rows) / scorer.size), []
-        for own, times in zip(rows.tensor_split(n_parts), t.tensor_split(n_parts), strict=True):
+        parts = []
+        for own, times in zip(rows.split(scorer.size), t.split(scorer.size), strict=True):
             with torch.no_grad():
                 x = path.at(block[own], times.to(dtype))
             if path.gradients is None:
@@ -81,7 +76,7 @@ def _evaluator(scorer: Scorer, path: Path, block: Tensor) -> Callable[[Tensor, T
             else:
                 value, gradient = scorer.score(x, own), path.gradients(block[own], times.to(dtype))
             parts.append((times, x.detach(), gradient, value.to(dtype)))
-        return Node(*(torch.cat(part)[:n_rows] for part in zip(*parts, strict=True)))
+        return Node(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     return evaluate
 

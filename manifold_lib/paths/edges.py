@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.modules import jvp
+from ..core.derivatives import jvp
 from ..core.scorer import Scorer
 from .graph import Indices
 from .path import column

@@ -8,6 +8,7 @@ kept whole.
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -154,7 +155,9 @@ def streamed_path(
         next(bar, None)
         return total.to(last.dtype)
 
-    return Path(lambda rows, t: line().at(rows, t), end=last, n_edges=n_steps * n_pieces, integral=integral)
+    known: dict[str, Any] = {"end": last, "n_edges": n_steps * n_pieces, "integral": integral}
+    # a rule of its own is a released sum, which is not expected to be complete
+    return Path(lambda rows, t: line().at(rows, t), start=None if method else first, **known)
 
 
 def chord_sum(nodes: Iterator[Node], before: float, after: float) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.checks import check_batch, check_choice, check_count, require, warn_non_finite
 from ..core.modules import tensors_of
-from ..core.scorer import Model, Scorer, Target, scoring
+from ..core.scorer import Model, Scorer, Target, scoring, warn_incomplete
 from .adaptive import adaptive, check_adaptive
 from .path import Path, line, path_starts, polyline
 from .quadrature import RULES, count_nodes, empty_sum, line_integral
@@ -151,8 +151,13 @@ def integrate(
             if not path.parts:
                 n_taken = count_nodes(method, steps, path.n_edges)
                 counts = torch.full((len(path.end),), n_taken, device=path.end.device)
-        if return_info:
+        # known where the integral needed it; an adaptive one says itself what it misses
+        known = path.start is not None and (own is not None or path.parts) and not create_graph
+        if return_info or known:
             change = scorer.change(path.end, path_starts(path, scorer.size))
+            if tolerance is None:
+                warn_incomplete(attributions, change, name)
+        if return_info:
             info = Info(attributions.detach().flatten(1).sum(1) - change, counts, converged)
     warn_non_finite(attributions, name)
     attributions = attributions if create_graph else attributions.detach()
@@ -225,8 +230,13 @@ def _with_end(model: Model | Scorer, path: Path) -> Path:
     return dataclasses.replace(path, at=at)
 
 
-def with_delta(scorer: Scorer, attributions: Tensor, inputs: Tensor, baselines: Tensor, wanted: bool) -> Any:
-    """Attributions, and Σ A − (f(x) − f(x')) where it is wanted."""
+def with_delta(
+    scorer: Scorer, attributions: Tensor, inputs: Tensor, baselines: Tensor, wanted: bool, name: str | None = None
+) -> Any:
+    """Attributions, and Σ A − (f(x) − f(x')) where it is wanted; with a name, sums that miss are said in its."""
     if not wanted:
         return attributions
-    return attributions, attributions.detach().flatten(1).sum(1) - scorer.change(inputs, baselines)
+    change = scorer.change(inputs, baselines)
+    if name is not None:
+        warn_incomplete(attributions, change, name)
+    return attributions, attributions.detach().flatten(1).sum(1) - change

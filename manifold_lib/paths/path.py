@@ -25,8 +25,8 @@ class Path:
         ``gradients(rows, t)`` -> (n, *shape), where a builder already has ∂f/∂x at these points.
     displacement : Tensor, optional
         (B, *shape), set for straight lines only: the constant velocity γ(1) − γ(0).
-    end : Tensor, optional
-        (B, *shape), γ(1). Without it, it is asked for once, as ``at(slice(None), t)`` with t of shape (1,).
+    start, end : Tensor, optional
+        (B, *shape), γ(0) and γ(1). An end not given is asked for once, as ``at(slice(None), t)`` with t of shape (1,).
     n_edges : int
         Equal parts of [0, 1] that are straight each; rules divide every one of them, so that no corner is cut.
     parts : tuple of Path
@@ -54,6 +54,7 @@ class Path:
     parts: tuple["Path", ...] = ()
     integral: Callable[[Scorer, str, bool], Tensor | None] | None = None
     bounds: tuple[float, ...] = ()
+    start: Tensor | None = None
 
     def sample(self, n: int, by: str = "t", *, internal_batch_size: int = 256) -> Tensor:
         """Points of each curve at equal steps, its ends among them: (B, n + 1, *shape), without a graph.
@@ -110,7 +111,7 @@ def _lengths(path: Path, end: Tensor, n: int, size: int) -> tuple[Tensor, Tensor
         spans = zip(found, path.bounds[:-1], path.bounds[1:], strict=True)
         times = [low + (high - low) * times[:, :-1] for (times, _), low, high in spans]
         return torch.cat([*times, torch.ones_like(times[0][:, :1])], 1), torch.cat([steps for _, steps in found], 1)
-    # on 64 steps or more, and one of a straight line; the corners of a polyline are known
+    # 64 steps or more, and one of a straight line; the corners of a polyline are known
     known = path.n_edges > 1 or path.displacement is not None
     base = path.n_edges if known else n
     n_first = 1 if path.displacement is not None else base * -(-64 // base)
@@ -169,7 +170,7 @@ def line(start: Tensor, end: Tensor) -> Path:
         # index_select is several times faster than indexing
         return start.index_select(0, rows) + column(t, end) * displacement.index_select(0, rows)
 
-    return Path(at, displacement=displacement, end=end)
+    return Path(at, displacement=displacement, end=end, start=start)
 
 
 def polyline(points: Tensor) -> Path:
@@ -178,12 +179,7 @@ def polyline(points: Tensor) -> Path:
     Parameters
     ----------
     points : Tensor
-        (B, T, *shape), T ≥ 2.
-
-    Raises
-    ------
-    ValueError
-        For fewer than two points, or what is not a batch of curves.
+        (B, T, *shape), T ≥ 2; what is not raises a ``ValueError``.
 
     Examples
     --------
@@ -222,7 +218,7 @@ def joined(parts: tuple[Path, ...], weights: tuple[float, ...]) -> Path:
                 places.append(own)
         return torch.cat(points)[torch.cat(places).argsort()]
 
-    return Path(at, end=parts[-1].end, parts=parts, bounds=bounds)
+    return Path(at, end=parts[-1].end, parts=parts, bounds=bounds, start=parts[0].start)
 
 
 def decoded_path(decode: Callable[[Tensor], Tensor], latent_path: Path, size: int) -> Path:
@@ -233,6 +229,8 @@ def decoded_path(decode: Callable[[Tensor], Tensor], latent_path: Path, size: in
 
 def path_starts(path: Path, size: int, *, create_graph: bool = False) -> Tensor:
     """γ(0) of each image, ``size`` at a time, since a path may decode: (B, *shape)."""
+    if path.start is not None:
+        return path.start if create_graph else path.start.detach()
     rows = torch.arange(len(path.end), device=path.end.device)
     with torch.set_grad_enabled(create_graph):
         return torch.cat([path.at(chunk, path.end.new_zeros(len(chunk))) for chunk in rows.split(size)])

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.modules import jvp
+from ..core.derivatives import jvp, require_slope
 from ..core.scorer import Scorer
-from .path import Path, column
+from .path import Path, column, path_starts
 
 RULES = ("trapezoid", "left", "right", "midpoint", "gausslegendre")
 
@@ -100,13 +100,16 @@ def pairs(n_rows: int, n_columns: int, size: int, device: torch.device) -> Itera
 
 def _velocity_sum(scorer: Scorer, path: Path, nodes: Tensor, weights: Tensor, create_graph: bool) -> Tensor:
     """Σ_j w_j ∇f(γ(t_j)) ⊙ γ'(t_j), the velocity by forward-mode differentiation of the path."""
-    total = empty_sum(path.end)
+    total, moves = empty_sum(path.end), False
     for rows, index in pairs(len(path.end), len(nodes), scorer.size, nodes.device):
         t = nodes[index]
         with torch.set_grad_enabled(create_graph):
             x, velocity = jvp(functools.partial(path.at, rows), t, torch.ones_like(t))
+        moves = moves or bool(velocity.detach().any())
         gradient = _gradient(scorer, path, x, rows, t, create_graph)
         total = _add(total, rows, gradient * velocity * column(weights[index], path.end), create_graph)
+    if not moves:
+        require_slope(torch.equal(path_starts(path, scorer.size), path.end), "path")
     return total.to(path.end.dtype)
 
 

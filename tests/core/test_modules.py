@@ -63,12 +63,12 @@ def test_the_search_ends_in_circles_and_does_not_enter_libraries() -> None:
 
 def test_only_layers_that_depend_on_chance_or_on_the_batch_count_as_train_mode() -> None:
     fickle = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.BatchNorm1d(2), nn.Dropout2d(), nn.Dropout())
-    assert modules.train_mode_layers(fickle) == "BatchNorm1d, Dropout, Dropout2d"
-    assert modules.train_mode_layers(fickle.eval()) == ""
-    assert modules.train_mode_layers(nn.Sequential(nn.ReLU(), nn.InstanceNorm1d(2), nn.LayerNorm(2))) == ""
-    assert modules.train_mode_layers(nn.InstanceNorm1d(2, track_running_stats=True)) == "InstanceNorm1d"
+    assert modules.fickle_layers([fickle]) == ("BatchNorm1d, Dropout, Dropout2d", True)
+    assert modules.fickle_layers([fickle.eval()]) == ("", False)
+    assert modules.fickle_layers([nn.Sequential(nn.ReLU(), nn.InstanceNorm1d(2), nn.LayerNorm(2))]) == ("", False)
+    assert modules.fickle_layers([nn.InstanceNorm1d(2, track_running_stats=True)]) == ("InstanceNorm1d", True)
     fickle[1].train()  # frozen batch norm, dropout on
-    assert modules.train_mode_layers(fickle) == "Dropout"
+    assert modules.fickle_layers([fickle]) == ("Dropout", True)
     with pytest.raises(ValueError, match=r"vae: got train mode \(Dropout\), wants vae.eval\(\)"):
         modules.check_mode(fickle.forward, "vae")
     modules.check_mode(lambda z: z)

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from torch import Tensor
 
 import manifold_lib as ml
-from manifold_lib.core.modules import jvp
+from manifold_lib.core.derivatives import jvp
 from manifold_lib.paths.path import column, decoded_path, even_times, joined, line, path_starts
 
 

@@ -1,0 +1,70 @@
+"""The user's autoencoder, an object with ``encode`` and ``decode``: checked, and left as it was found."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_batch
+from .derivatives import called, check_decoder, check_images, close, refuse, require_slope
+from .modules import check_mode, modules_of
+
+Decode = Callable[[Tensor], Tensor]
+
+
+def encoded(vae: Any, size: int, *images: Tensor, needs: str = "rows") -> tuple[Decode, list[Tensor]]:
+    """``vae.decode``, and latent means of some batches of images, ``size`` at a time: (B, *shape) -> (B, *latent).
+
+    Latents and images have the precision of ``images``, also where the VAE works in a lower one. ``needs`` is the
+    derivative that the decoder must have, see :func:`manifold_lib.core.derivatives.check_decoder`.
+    """
+    for part in ("encode", "decode"):
+        if not callable(getattr(vae, part, None)):
+            raise ValueError(f"vae: got {type(vae).__name__} without {part}, wants an object with encode and decode")
+    for module in modules_of(vae):
+        check_mode(module, "vae")
+    found = [_encode(vae, batch, size) for batch in images]
+    decode = _decoder_of(vae, images[0], found[0].dtype)
+    latents = [part.to(images[0].dtype) for part in found]
+    check_decoder(decode, torch.cat([latents[0][:1], latents[-1][-1:]]), "vae.decode", needs=needs, size=size)
+    return decode, latents
+
+
+def _encode(vae: Any, inputs: Tensor, size: int) -> Tensor:
+    if inputs.stride(0) == 0 and len(inputs) > 1:  # one baseline for all, encoded once
+        latents = _encode(vae, inputs[:1], size)
+        return latents.expand(len(inputs), *latents.shape[1:])
+    parts = []
+    for some in inputs.split(size):
+        # a copy, since an encoder may begin with an in-place layer
+        parts.append(check_images(called(vae.encode, some.clone(), name="vae.encode"), some, "vae.encode"))
+    latents = check_batch(torch.cat(parts), "vae.encode(inputs)")
+    with torch.no_grad():  # one image again, alone: its latents depend neither on the others nor on chance
+        again = called(vae.encode, inputs[:1].clone(), name="vae.encode")
+    refuse(close(latents[:1].detach(), again), "vae.encode", "rows that depend on each other or on chance", "the means")
+    require_slope(latents.requires_grad or not (torch.is_grad_enabled() and inputs.requires_grad), "vae.encode")
+    return latents
+
+
+def _decoder_of(vae: Any, inputs: Tensor, dtype: torch.dtype) -> Decode:
+    """``vae.decode`` on copies of its buffers, refused where it gives anything but images like the inputs."""
+    parts = [part for module in modules_of(vae) for part in module.modules() if part._buffers]
+    parts = [part for part in parts if not isinstance(part, torch.jit.ScriptModule)]  # whose buffers stay
+
+    def decode(latents: Tensor) -> Tensor:
+        found = [(part, *item) for part in parts for item in part.named_buffers(recurse=False)]
+        try:
+            for part, name, buffer in found:
+                # not restored by value, which forward mode and a kept graph may refuse
+                part._buffers[name] = buffer.clone()
+            images = called(vae.decode, latents.to(dtype), name="vae.decode")
+        finally:
+            for part, name, buffer in found:
+                part._buffers[name] = buffer
+        wants = (len(latents), *inputs.shape[1:])
+        got = tuple(check_images(images, latents, "vae.decode").shape)
+        refuse(got == wants, "vae.decode", f"output {got}", f"{wants} like inputs")
+        return images.to(inputs.dtype)
+
+    return decode

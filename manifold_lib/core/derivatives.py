@@ -1,0 +1,153 @@
+"""Derivatives of the user's functions: kernels that have them, forward mode, and the checks that they are not cut."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .modules import buffers_as_found, check_mode, modules_behind, tensors_of
+
+Function = Callable[..., Tensor]
+
+
+@contextlib.contextmanager
+def differentiable_kernels() -> Iterator[None]:
+    """Run attention by kernels that have forward mode and second derivatives; then put the user's setting back.
+
+    Torch's fused kernels for attention have first derivatives in reverse mode only.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def called(function: Function, points: Tensor, *args: object, name: str) -> Tensor:
+    """What the user's function gives, also where it takes gradients inside and gradients are off."""
+    try:
+        return _usable(function(points, *args))
+    except RuntimeError as error:
+        dtype = next((tensor.dtype for tensor in tensors_of(function) if tensor.is_floating_point()), points.dtype)
+        if dtype != points.dtype and "type" in str(error):
+            what = "latents" if name.endswith(("decoder", "decode")) else "inputs"
+            message = f"{what}: got {points.dtype}, wants {dtype} like the parameters of the {name}"
+            raise ValueError(message) from error
+        if torch.is_grad_enabled():
+            raise
+        with torch.inference_mode(False), torch.enable_grad():
+            # inside torch.func this fails too, which is right, since the derivative would be lost
+            return _usable(function(points.detach().clone().requires_grad_(), *args).detach())
+
+
+def _usable(output: Tensor) -> Tensor:
+    """A tensor that may take part in a graph, which one made in inference mode may not."""
+    made_there = isinstance(output, Tensor) and output.is_inference() and not torch.is_inference_mode_enabled()
+    return output.clone() if made_there else output
+
+
+def jvp(function: Function, point: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and directional derivative; by two backward passes where a function has no forward mode.
+
+    A function has none if it takes gradients inside, or holds an operation without a rule for it.
+    """
+    with differentiable_kernels(), warnings.catch_warnings():
+        # torch's own first use of forward mode is deprecated
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+        try:
+            result: Any = torch.func.jvp(function, (point,), (direction,))
+            return result
+        except RuntimeError:
+            return _jvp_backward(function, point, direction)
+
+
+def _jvp_backward(function: Function, point: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """The derivative of u ↦ Jᵀu, which is linear, along the direction."""
+    keep = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.enable_grad():
+        point = point if point.requires_grad else point.detach().requires_grad_()
+        value = function(point)
+        weights = torch.zeros_like(value, requires_grad=True)
+        pulled = None
+        if value.requires_grad:
+            (pulled,) = torch.autograd.grad(value, point, weights, create_graph=True, allow_unused=True)
+        if pulled is None:
+            require_slope(False, "decoder")
+        assert pulled is not None
+        (slope,) = torch.autograd.grad(pulled, weights, direction, create_graph=keep, materialize_grads=True)
+    return (value, slope) if keep else (value.detach(), slope)
+
+
+def check_decoder(
+    decoder: Function, latents: Tensor, name: str = "decoder", *, needs: str = "slope", size: int | None = None
+) -> None:
+    """Refuse a decoder whose rows depend on each other or on chance, or that lacks the derivative that is needed.
+
+    It is tried on two rows, or on one where ``size`` is 1. ``needs`` is ``"rows"`` (no derivative), ``"slope"``
+    (forward mode, which sees through ``torch.no_grad()``) or ``"graph"`` (reverse mode).
+    """
+    check_mode(decoder, name)
+    with buffers_as_found(modules_behind(decoder)), torch.inference_mode(False), torch.enable_grad():
+        latents = latents.detach().clone()
+        check_rows(decoder, latents, name, size)
+        if needs == "rows":
+            return
+        point = latents[:1].clone().requires_grad_()
+        image = called(decoder, point.clone(), name=name)  # a copy, since a decoder may begin with an in-place layer
+        attached = image.requires_grad and torch.autograd.grad(image.sum(), point, allow_unused=True)[0] is not None
+        if not attached and needs == "slope":
+            probe = torch.randn(point.shape, generator=torch.Generator().manual_seed(0)).to(point)
+            attached = bool(jvp(lambda z: called(decoder, z.clone(), name=name), point.detach(), probe)[1].any())
+    require_slope(attached, name)
+
+
+def check_rows(function: Function, points: Tensor, name: str, size: int | None = None) -> None:
+    """Refuse a function that gives another value for a row if another row stands beside it, or by chance."""
+    beside = points[-1:] if not torch.equal(points[:1], points[-1:]) else points[:1] / 2
+    beside = beside if points[:1].any() or beside.any() else beside + 0.1
+    devices = [points.device] if points.device.type == "cuda" else []
+    pairs = [points[:1], points[:1]] if size == 1 else [points[:1].repeat(2, *(1,) * (points.ndim - 1))]
+    pairs += [] if size == 1 else [torch.cat([points[:1], beside])]
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        images = [check_images(called(function, pair.clone(), name=name), pair, name)[0] for pair in pairs]
+    got = "rows that depend on each other or on chance"
+    refuse(close(*images), name, got, "rows on their own, as in eval mode")
+
+
+def check_images(images: object, points: Tensor, name: str) -> Tensor:
+    """The output of a decoder or encoder: a floating-point tensor with a row for each point."""
+    n, wants = len(points), "(B, *latent), the means" if name.endswith("encode") else "(B, *shape)"
+    refuse(isinstance(images, Tensor), name, f"output {type(images).__name__}", f"one tensor {wants}")
+    assert isinstance(images, Tensor)
+    met = images.ndim >= 2 and len(images) == n and images.is_floating_point()
+    refuse(met, name, f"output {tuple(images.shape)} of {images.dtype} for {n} rows", f"floating point {wants}")
+    return images
+
+
+def require_slope(met: bool, name: str) -> None:
+    """Refuse a function whose derivative is cut."""
+    if not met:
+        owner, _, part = name.partition(".")
+        what = f"what {part} gives" if part else "its output"
+        of = {"model": "the inputs", "vae.encode": "the inputs", "path": "the time"}.get(name, "the latents")
+        cut = "it may be computed under no_grad or inference_mode, or detached"
+        raise ValueError(f"{owner}: {what} does not depend on {of} differentiably; {cut}")
+
+
+def refuse(met: bool, name: str, got: str, wants: str) -> None:
+    """:func:`manifold_lib.core.checks.require`, also of a part of an argument, such as ``vae.decode``."""
+    owner, _, part = name.partition(".")
+    if not met:
+        raise ValueError(f"{owner}: {part} gave {got}, wants {wants}" if part else f"{name}: got {got}, wants {wants}")
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether two values are equal to a thousandth of the largest, NaN like NaN."""
+    same = (a - b).abs() <= 1e-3 * torch.nan_to_num(a).abs().max()
+    return bool((same | (a == b) | (a.isnan() & b.isnan())).all())
