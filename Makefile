@@ -88,8 +88,8 @@ report: | $(ENV) ## the tables and the gallery, from the results at hand ## seco
 refresh: | $(ENV) ## execute the sources in place and keep their outputs ## 1 min a notebook
 	$(PY) -P $(EXECUTE) refresh $(SLUGS)
 
-site: | $(ENV) ## render the notebooks, gallery and API as HTML ## seconds
-	$(PY) -m manifold_lib.reproduction.site --profile $(PROFILE)
+site: | $(ENV) ## notebooks, gallery and API as HTML in .build/site ## under 1 min
+	$(PY) notebooks/site/build.py $(PROFILE)
 
 data: | $(ENV) ## download the published data sets ## minutes, 2 GB
 	$(PY) -m manifold_lib.data

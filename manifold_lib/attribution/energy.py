@@ -66,7 +66,7 @@ def energy_ig(
     """Geodesic Integrated Gradients (Salek and Enguehard 2025) by energy (paper 4, section 3.4, its SVI route).
 
     The line integral along :func:`energy_path`. A path that avoids a steep place crosses it in few, long segments, so
-    the segments are halved until the integral is complete.
+    the segments are halved until the integral is complete. Parameters that are not listed are those of the path.
 
     Parameters
     ----------
@@ -75,8 +75,6 @@ def energy_ig(
         that begin at n_steps + 1 Gauss–Legendre nodes, ends not among them.
     return_convergence_delta : bool
         Also return Σ A − (f(x) − f(x')).
-
-    Other parameters are those of :func:`energy_path`.
 
     Returns
     -------

@@ -26,10 +26,15 @@ _Search = tuple[Indices, Indices, Tensor, Edges]
 class GraphPaths(Path):
     """Shortest paths from the baselines to the inputs, polylines through vertices of a graph.
 
-    points : (B, T, *shape), vertices, ends included, or their latents; a path with fewer of them stays at its end.
-    length : (B,), in the metric: for ``"conformal"`` and ``"rank1"`` in score units, at least |Δf| between the ends of
+    Attributes
+    ----------
+    points : Tensor
+        (B, T, *shape), vertices, ends included, or their latents; a path with fewer of them stays at its end.
+    length : Tensor
+        (B,), in the metric: for ``"conformal"`` and ``"rank1"`` in score units, at least |Δf| between the ends of
         the path (in a graph of latents the decoded ones).
-    n_hops : (B,) int64, edges.
+    n_hops : Tensor
+        (B,) int64, edges.
 
     Examples
     --------

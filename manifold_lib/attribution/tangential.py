@@ -27,10 +27,16 @@ from .gradients import drawn
 class TangentialBaseline(NamedTuple):
     """What :func:`tangential_baseline` found.
 
-    baselines : (B, *shape).
-    tangent_fraction : (B,), of Integrated Gradients from them, by 64 Gauss–Legendre nodes.
-    history : (max_iter + 1, B), the fraction by ``n_steps`` nodes at each iteration, of the start that won.
-    converged : (B,) bool, a fraction of 0.99, or no gain for 50 iterations.
+    Attributes
+    ----------
+    baselines : Tensor
+        (B, *shape).
+    tangent_fraction : Tensor
+        (B,), of Integrated Gradients from them, by 64 Gauss–Legendre nodes.
+    history : Tensor
+        (max_iter + 1, B), the fraction by ``n_steps`` nodes at each iteration, of the start that won.
+    converged : Tensor
+        (B,) bool, a fraction of 0.99, or no gain for 50 iterations.
 
     Examples
     --------

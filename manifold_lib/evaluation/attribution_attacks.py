@@ -35,10 +35,14 @@ class Attack(NamedTuple):
 
     Attributes
     ----------
-    inputs : (B, *shape), the attacked images, within the bound and the valid range.
-    attributions : (B, *shape), their maps.
-    kept : (B,) bool, whether the predicted class is that of the clean image.
-    history : (n_steps, B), the distance to the target map on the softened model, 1 at the distance of a blank map.
+    inputs : Tensor
+        (B, *shape), the attacked images, within the bound and the valid range.
+    attributions : Tensor
+        (B, *shape), their maps.
+    kept : Tensor
+        (B,) bool, whether the predicted class is that of the clean image.
+    history : Tensor
+        (n_steps, B), the distance to the target map on the softened model, 1 at the distance of a blank map.
 
     Examples
     --------

@@ -24,9 +24,12 @@ class Curves(NamedTuple):
 
     Attributes
     ----------
-    ratios : (R,), shares of the entries that are replaced.
-    insertion : (B, R), the entries of *least* relevance replaced: good maps keep the score.
-    deletion : (B, R), the entries of *most* relevance replaced: good maps lose it.
+    ratios : Tensor
+        (R,), shares of the entries that are replaced.
+    insertion : Tensor or None
+        (B, R), the entries of *least* relevance replaced: good maps keep the score.
+    deletion : Tensor or None
+        (B, R), the entries of *most* relevance replaced: good maps lose it.
 
     Examples
     --------

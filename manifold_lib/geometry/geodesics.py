@@ -24,11 +24,18 @@ COARSEST = 4
 class Geodesic(NamedTuple):
     """Curves of least energy.
 
-    points : (B, T, *latent), T = n_steps + 1, at constant decoded speed as far as it has converged.
-    energy : (B,), ½ n Σ ‖g(z_{i+1}) − g(z_i)‖².
-    length : (B,), Σ ‖g(z_{i+1}) − g(z_i)‖.
-    iterations : (B,) int64, passes through the decoder and back, those on coarser curves included.
-    converged : (B,) bool.
+    Attributes
+    ----------
+    points : Tensor
+        (B, T, *latent), T = n_steps + 1, at constant decoded speed as far as it has converged.
+    energy : Tensor
+        (B,), ½ n Σ ‖g(z_{i+1}) − g(z_i)‖².
+    length : Tensor
+        (B,), Σ ‖g(z_{i+1}) − g(z_i)‖.
+    iterations : Tensor
+        (B,) int64, passes through the decoder and back, those on coarser curves included.
+    converged : Tensor
+        (B,) bool.
 
     Examples
     --------

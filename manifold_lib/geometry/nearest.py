@@ -13,9 +13,14 @@ from .tangent import Decoder, decoded, jacobians
 class Nearest(NamedTuple):
     """The best of all starts for each point.
 
-    latents : (B, *latent), those of the nearest decoded image found.
-    distance : (B,), ‖g(z) − x‖₂ in units of the points.
-    converged : (B,) bool, whether the last step shortened the distance by less than the tolerance, or could not.
+    Attributes
+    ----------
+    latents : Tensor
+        (B, *latent), those of the nearest decoded image found.
+    distance : Tensor
+        (B,), ‖g(z) − x‖₂ in units of the points.
+    converged : Tensor
+        (B,) bool, whether the last step shortened the distance by less than the tolerance, or could not.
 
     Examples
     --------

@@ -22,9 +22,14 @@ from .refine import BRIDGE_NODES, DEEPEST_BRIDGE, by_share, finer, gauss, refine
 class Info(NamedTuple):
     """How an integral went, per image.
 
-    delta : (B,), Σ A − (f(end) − f(start)).
-    n_gradients : (B,), gradient evaluations; None for a path of several parts, or that brings its integral.
-    converged : (B,) bool, whether the tolerance was reached; None where none was given.
+    Attributes
+    ----------
+    delta : Tensor
+        (B,), Σ A − (f(end) − f(start)).
+    n_gradients : Tensor or None
+        (B,), gradient evaluations; None for a path of several parts, or that brings its integral.
+    converged : Tensor or None
+        (B,) bool, whether the tolerance was reached; None where none was given.
 
     Examples
     --------

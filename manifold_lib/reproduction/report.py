@@ -1,6 +1,5 @@
 """``python -m manifold_lib.reproduction.report``: the gallery and the tables from the results on disk, as Markdown."""
 
-import inspect
 import json
 import re
 from pathlib import Path
@@ -132,86 +131,10 @@ def _section(document: Document) -> str:
     return text + "".join(f"\n{_image(document, name)}\n" for name in document["figures"])
 
 
-def render_index(profile: str, title: str, notebooks: dict[str, str]) -> str:
-    """The index of the site: what each notebook (Markdown by its file) promises, its verdicts and its figures."""
-    text, verdicts = "", []
-    for file, markdown in notebooks.items():
-        heading = re.search(r"^#+ (.+)$", markdown, flags=re.M)
-        promise = re.search(r"(?:^|\n\n)(\*\*.+?\*\*)(?=\n\n|$)", markdown, flags=re.S)
-        text += f"## [{heading[1] if heading else ''}]({file})\n\n{promise[1] if promise else ''}\n\n"
-        slug = Path(file).stem
-        results = runtime.FIGURES / profile / slug / "results.json"
-        if not results.exists():
-            text += f"No results at profile `{profile}` yet: `{_command(profile, slug)}`.\n\n"
-            continue
-        document = json.loads(results.read_text(encoding="utf-8"))
-        validate(document)
-        found = [row["verdict"] for row in document["claims"]]
-        verdicts += found
-        images = (f"[{_image(document, name, 'figures/')}]({file})\n" for name in document["figures"])
-        text += f"{_counted(found)}.\n\n" + "".join(images) + "\n"
-    return (
-        f"# {title}\n\nProfile `{profile}`. {_counted(verdicts)}. Every claim with its source and its interval: "
-        "[figures and claims](figures/README.md). What this is and how to run it: [README](README.md), "
-        "[notebooks](notebooks/README.md), [data and models](data/README.md).\n\n" + text
-    )
-
-
-def _counted(verdicts: list[str]) -> str:
-    """``27 claims: 20 reproduced, 7 inconclusive``."""
-    counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in verdicts]
-    return f"{len(verdicts)} claims" + (f": {', '.join(counts)}" if counts else "")
-
-
-def _image(document: Document, name: str, place: str = "") -> str:
+def _image(document: Document, name: str) -> str:
     """A figure, in Markdown, with its name and profile as the text."""
     profile = document["profile"]
-    return f"![{Path(name).stem.replace('_', ' ')}, profile {profile}]({place}{profile}/{document['slug']}/{name})"
-
-
-def docstring_markdown(docstring: str, known: set[str]) -> str:
-    """A numpydoc docstring as Markdown; roles such as ``:func:`` become links to the names that are known."""
-    summary, *sections = re.split(r"^(\w[\w ]*)\n-{3,}\n", docstring, flags=re.M)
-    text = _prose(summary, known)
-    for title, body in zip(sections[::2], sections[1::2], strict=True):
-        text += f"<h4>{title}</h4>\n\n"
-        if title not in ("Parameters", "Returns", "Raises"):
-            text += _prose(body, known)
-            continue
-        for head, what in re.findall(r"^(\S.*)\n?((?:(?: .*)?\n)*(?: .*)?)", body, flags=re.M):
-            name, colon, kind = head.partition(" : ")
-            item = f"`{name}`{colon}{_inline(kind, known)}\n\n{_prose(inspect.cleandoc(what), known)}"
-            text += "- " + item.rstrip().replace("\n", "\n  ") + "\n"
-        text += "\n"
-    return text
-
-
-def _prose(text: str, known: set[str]) -> str:
-    """Paragraphs: examples become code, lines such as ``field : what it holds`` a list."""
-    result = ""
-    for paragraph in filter(None, re.split(r"\n\s*\n", text.strip())):
-        if paragraph.startswith(">>>"):
-            result += f"```pycon\n{paragraph}\n```\n\n"
-        elif re.match(r"\w+(?:, \w+)* : ", paragraph):
-            fields = re.findall(r"^(\w+(?:, \w+)*) : (.*(?:\n +.*)*)", paragraph, flags=re.M)
-            result += "".join(f"- `{name}` : {_inline(what, known)}\n" for name, what in fields) + "\n"
-        else:
-            result += _inline(paragraph, known) + "\n\n"
-    return result
-
-
-def _inline(text: str, known: set[str]) -> str:
-    """One run of text: literals and roles become code, and no other character is markup."""
-
-    def code(found: re.Match) -> str:
-        name, literal = (found[1] or "").removeprefix("manifold_lib."), found[2]
-        return f"[`{name}`](#{name})" if name in known else f"`{name or literal}`"
-
-    parts = re.split(r"(:\w+:`[^`]+`|``.+?``|`[^`]+`)", text)
-    for index, part in enumerate(parts):
-        pattern, new = (r":\w+:`([^`]+)`|`{1,2}(.+?)`{1,2}", code) if index % 2 else (r"[\\*_\[\]<>|#$~&]", r"\\\g<0>")
-        parts[index] = re.sub(pattern, new, part)
-    return "".join(parts)
+    return f"![{Path(name).stem.replace('_', ' ')}, profile {profile}]({profile}/{document['slug']}/{name})"
 
 
 def insert(readme: str, table: str) -> str:

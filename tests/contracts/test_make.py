@@ -206,7 +206,6 @@ def test_changed_library_weights_or_lock_run_all(folder: Path, name: str) -> Non
 
 
 def test_a_new_module_of_a_new_room_counts_and_other_files_do_not(folder: Path) -> None:
-    (folder / "manifold_lib" / "reproduction" / "site_template" / "style.css").touch()
     (folder / "manifold_lib" / "core" / "notes.txt").touch()
     assert planned(folder, "all") == set()
     module = folder / "manifold_lib" / "core" / "inner" / "module.py"
