@@ -134,10 +134,11 @@ def require_slope(met: bool, name: str) -> None:
     """Refuse a function whose derivative is cut."""
     if not met:
         owner, _, part = name.partition(".")
-        what = f"what {part} gives" if part else "its output"
+        what = f"what {part} gives" if part else "its scores" if name == "model" else "its output"
+        do = "do" if name == "model" else "does"
         of = {"model": "the inputs", "vae.encode": "the inputs", "path": "the time"}.get(name, "the latents")
         cut = "it may be computed under no_grad or inference_mode, or detached"
-        raise ValueError(f"{owner}: {what} does not depend on {of} differentiably; {cut}")
+        raise ValueError(f"{owner}: {what} {do} not depend on {of} differentiably; {cut}")
 
 
 def refuse(met: bool, name: str, got: str, wants: str) -> None:

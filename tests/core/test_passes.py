@@ -98,7 +98,7 @@ def test_the_users_own_chunk_holds_in_the_trial_too(size: int) -> None:
     model = pooled()
     model.register_forward_hook(lambda layer, got, out: rows.append(len(out)))
     assert plan_passes(of(model), images(), 1000, size) == size
-    ml.integrated_gradients(model, images(), 1, n_steps=200, internal_batch_size=size)
+    ml.integrated_gradients(model, images(), 1, n_steps=20, internal_batch_size=size)
     assert max(rows) <= size
 
 
