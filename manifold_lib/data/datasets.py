@@ -121,7 +121,7 @@ LOADERS: dict[str, Callable[[bool], Split]] = {
 
 
 def main() -> None:
-    """Fetch and verify every set (``make data``): say which is at work and what came of it; exit 1 if one is not whole."""
+    """Fetch and verify every set (``make data``): say which, then what came of it; exit 1 if one is not whole."""
     failed = False
     for name in LOADERS:
         print(f"{name:8} ...", flush=True)

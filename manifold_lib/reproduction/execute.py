@@ -111,7 +111,8 @@ def tidy(notebook: Any) -> str:
     """The text of an executed notebook, without timings, versions, widgets and, in its outputs, this machine."""
     import nbformat
 
-    language = {key: value for key, value in notebook.metadata.get("language_info", {}).items() if key != "version"}
+    language = {"name": "python", **notebook.metadata.get("language_info", {})}
+    language.pop("version", None)
     notebook.metadata = {"kernelspec": KERNEL, "language_info": language}
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")

@@ -35,8 +35,8 @@ def photo_network(name: str, n_classes: int, *, pretrained: bool = True) -> nn.S
         except OSError as error:
             folder = Path(torch.hub.get_dir()) / "checkpoints"
             raise DataNotFound(
-                f"{name}: torchvision could not download its pretrained weights: {error}. Provide them in one of two ways: put "
-                f"torchvision's file into {folder}, or run where there is a network."
+                f"{name}: torchvision could not download its pretrained weights: {error}. Provide them in one of two "
+                f"ways: put torchvision's file into {folder}, or run where there is a network."
             ) from error
     else:
         more = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}

@@ -96,8 +96,9 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in unwanted}
 
 
-def make(folder: Path, *arguments: str, fails: bool = False) -> str:
-    done = subprocess.run(_command(*arguments), cwd=folder, env=_environment(), capture_output=True, text=True)
+def make(folder: Path, *arguments: str, fails: bool = False, **environment: str) -> str:
+    more = {"cwd": folder, "env": _environment() | environment, "capture_output": True, "encoding": "utf-8"}
+    done = subprocess.run(_command(*arguments), **more)
     output = done.stdout + done.stderr
     assert (done.returncode != 0) == fails, output
     return output
@@ -107,7 +108,7 @@ def due(folder: Path, profile: str = "small", device: str = "auto") -> set[str]:
     """The notebooks that make would run, and "report"."""
     with contextlib.chdir(folder):
         build, found = Path(".build"), set()
-        for slug in SLUGS:
+        for slug in [slug for slug in SLUGS if Path("notebooks", f"{slug}.ipynb").exists()]:
             stamp, results = build / profile / f"{slug}.done", Path("figures", profile, slug, "results.json")
             if not execute.up_to_date(stamp, results, execute.fingerprint(slug, profile), device):
                 found.add(slug)
@@ -120,7 +121,7 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def _value(folder: Path, slug: str) -> dict:
-    results = json.loads((folder / "figures" / "small" / slug / "results.json").read_text())
+    results = json.loads((folder / "figures" / "small" / slug / "results.json").read_text(encoding="utf-8"))
     return {key: value for key, value in results.items() if key != "seconds"}
 
 
@@ -140,7 +141,7 @@ def folder(built: tuple[Path, str]) -> Path:
 
 def test_help_is_the_default_and_lists_every_target(folder: Path) -> None:
     shown = make(folder)
-    named = re.search(r"^\.PHONY:(.*)$", (folder / "Makefile").read_text(), re.M)
+    named = re.search(r"^\.PHONY:(.*)$", (folder / "Makefile").read_text(encoding="utf-8"), re.M)
     assert named is not None
     for target in {*named[1].replace("FORCE", "").split()[:-2], *SLUGS, "01", "02"}:
         assert re.search(rf"^  (\S+ +)?{target} ", shown, re.M), target
@@ -165,7 +166,7 @@ def test_first_run_makes_everything(built: tuple[Path, str]) -> None:
 
 
 def test_executed_notebook_is_clean(built: tuple[Path, str]) -> None:
-    text = (built[0] / "figures" / "small" / SLUGS[0] / f"{SLUGS[0]}.ipynb").read_text()
+    text = (built[0] / "figures" / "small" / SLUGS[0] / f"{SLUGS[0]}.ipynb").read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
     nbformat.validate(notebook)
     assert str(built[0]) not in text and '"papermill"' not in text and "iopub" not in text
@@ -346,7 +347,94 @@ def test_refresh_keeps_outputs_in_the_source(tmp_path: Path) -> None:
     assert [cell.execution_count for cell in notebook.cells[1:]] == [1, 2, 3]
     assert notebook.cells[2].outputs and "execution" not in notebook.cells[2].metadata
     assert "version" not in notebook.metadata.language_info
-    assert json.loads((folder / "figures" / "smoke" / SLUGS[0] / "results.json").read_text())["value"] == 7
+    assert (
+        json.loads((folder / "figures" / "smoke" / SLUGS[0] / "results.json").read_text(encoding="utf-8"))["value"] == 7
+    )
+
+
+def test_nothing_of_the_user_reaches_a_kernel(tmp_path: Path) -> None:
+    folder = _skeleton(tmp_path / "copy", SLUGS[0])
+    path = folder / "notebooks" / f"{SLUGS[0]}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[2].source += '\nassert "hf_token" not in globals()\nprint("grün")'
+    nbformat.write(notebook, path)
+    startup, kernel = (
+        tmp_path / name for name in (".ipython/profile_default/startup/a.py", "kernels/python3/kernel.json")
+    )
+    for file in startup, kernel:
+        file.parent.mkdir(parents=True)
+    startup.write_text("hf_token = 1", encoding="utf-8")
+    kernel.write_text(json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}), encoding="utf-8")
+    places = {"HOME": str(tmp_path), "IPYTHONDIR": str(tmp_path / ".ipython"), "JUPYTER_PATH": str(tmp_path)}
+    make(folder, "01", **places, PYTHONSTARTUP=str(startup), LC_ALL="C", PYTHONUTF8="0")
+    executed = (folder / "figures" / "small" / SLUGS[0] / path.name).read_text(encoding="utf-8")
+    assert "grün" in executed
+
+
+def test_a_copy_of_a_notebook_is_left_out(tmp_path: Path) -> None:
+    folder = _skeleton(tmp_path, SLUGS[0])
+    for name in f"{SLUGS[0]}-Copy1.ipynb", "02_mine too.ipynb", "03_x (1).ipynb":
+        shutil.copy(folder / "notebooks" / f"{SLUGS[0]}.ipynb", folder / "notebooks" / name)
+    assert set(re.findall(r"reproduction run (.+) --profile", make(folder, "-n", "all"))) == {SLUGS[0]}
+
+
+def test_what_the_environment_sets_is_said(tmp_path: Path) -> None:
+    folder = _skeleton(tmp_path)
+    said = "PROFILE=paper, as the environment says\n"
+    assert make(folder, "-n", "all", PROFILE="paper").startswith(said)
+    assert "environment" not in make(folder, "-n", "all", "PROFILE=paper")
+
+
+@pytest.mark.parametrize("profile", ["large", "small paper", "", "%"])
+def test_an_unknown_profile_is_refused(tmp_path: Path, profile: str) -> None:
+    assert "use one of smoke small paper" in make(_skeleton(tmp_path), "all", f"PROFILE={profile}", fails=True)
+
+
+@pytest.mark.parametrize("python", ["a folder/python", f"env X=1 {sys.executable}"], ids=["space", "arguments"])
+def test_python_is_a_program_or_a_command(tmp_path: Path, python: str) -> None:
+    program = tmp_path / "a folder" / "python"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    folder = _skeleton(tmp_path / "copy", SLUGS[0])
+    python = python.replace("a folder/python", str(program))
+    command = ["make", "01", f"PYTHON={python}"]
+    done = subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_old_python_is_told_which_to_name(tmp_path: Path) -> None:
+    folder, old = _skeleton(tmp_path), tmp_path / "python3"
+    old.write_text('#!/bin/sh\nexec "$REAL" -c "import sys; sys.version_info = (3, 10, 1); $2"\n', encoding="utf-8")
+    old.chmod(0o755)
+    command = ["make", "env"]
+    place = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "REAL": sys.executable}
+    done = subprocess.run(command, cwd=folder, env=_environment() | place, capture_output=True, encoding="utf-8")
+    assert done.returncode and "python3 is Python 3.10: 3.11 to 3.13 is needed" in done.stderr
+    assert "make env PYTHON=python3.12" in done.stderr
+
+
+def test_without_cuda_the_lock_is_followed_without_its_wheels(tmp_path: Path) -> None:
+    folder = _skeleton(tmp_path)
+    (folder / ".venv").mkdir()
+    for backend, wanted in ("", True), ("cpu", False):
+        (recipe,) = re.findall(r"^awk .*\n.*$", make(folder, "-n", "env", f"TORCH_BACKEND={backend}"), re.M)
+        subprocess.run(["sh", "-c", recipe], cwd=folder, check=True)
+        pinned = (folder / ".venv" / "requirements.lock").read_text(encoding="utf-8")
+        assert (pinned == (ROOT / "requirements.lock").read_text(encoding="utf-8")) == wanted
+        assert bool(re.search(r"^(torch|torchvision|triton|nvidia-\S*|cuda-\S*)==", pinned, re.M)) == wanted
+        assert re.search(r"^numpy==.*\\\n +--hash", pinned, re.M)
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("unshare"), reason="mounts a folder, as root alone can")
+def test_a_checkout_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    folder = _skeleton(tmp_path / "copy", SLUGS[0])
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && cd "$0" && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", mount, str(folder), *_command("01")]
+    done = subprocess.run(command, env=_environment(), capture_output=True, encoding="utf-8")
+    if "mount" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode and done.stderr.splitlines()[0] == f"{SLUGS[0]}: nothing can be written in .build/small"
 
 
 def _executors(folder: Path) -> list[int]:
@@ -396,7 +484,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: Path, group: 
 def test_two_runs_of_one_notebook_meet(tmp_path: Path) -> None:
     folder = _skeleton(tmp_path, SLUGS[0])
     runs = [
-        subprocess.Popen(_command("01"), cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(_command("01"), cwd=folder, env=_environment(), stdout=subprocess.PIPE, encoding="utf-8")
         for _ in range(2)
     ]
     printed = "".join(run.communicate()[0] for run in runs)
@@ -413,7 +501,7 @@ def _started(folder: Path) -> None:
 
 def test_what_is_edited_during_a_run_runs_again(tmp_path: Path) -> None:
     folder = _skeleton(tmp_path, SLUGS[0])
-    run = subprocess.Popen(_command("01"), cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen(_command("01"), cwd=folder, env=_environment(), stdout=subprocess.PIPE, encoding="utf-8")
     _started(folder)
     (folder / OF_A_ROOM[0]).write_text("more = 1\n")
     run.communicate()
@@ -428,7 +516,7 @@ def test_interrupt_is_one_line(tmp_path: Path) -> None:
         env=_environment(),
         start_new_session=True,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         # a shell has its background jobs ignore it, and what they start inherits that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
