@@ -48,7 +48,7 @@ def settings(slug: str, profile: str) -> dict[str, Any]:
     known = papermill.inspect_notebook(source)
     try:
         found = {} if profile == "smoke" and not file.exists() else yaml.safe_load(file.read_text(encoding="utf-8"))
-        found = {"profile": profile, **(found or {})}
+        found = {**(found or {}), "profile": profile}
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise Failed(f"{file}: wants lines such as `seed: 0`: {error}") from error
     for name in found.keys() - known.keys():
