@@ -1,25 +1,30 @@
 # The five papers, one notebook each. `make` alone prints this file's targets.
 #
-# A notebook runs again when its code, its parameters, the library, the weights or the lock have
-# changed, or when one of its products is gone; its stored outputs do not count.
+# A notebook runs again when the content of its code, its parameters, the library, the weights or the lock has changed,
+# when another device is asked for, or when one of its products is gone; times and stored outputs do not count.
 
 PROFILE      ?= small
 DEVICE       ?= auto
 PROFILES     := smoke small paper
 
-ifeq ($(filter $(PROFILE),$(PROFILES)),)
+ifneq ($(words $(PROFILE)) $(words $(filter $(PROFILE),$(PROFILES))),1 1)
 $(error PROFILE=$(PROFILE): use one of $(PROFILES))
 endif
 
 # PYTHON names an environment that is already there; without it the targets make and use .venv.
+# It is a program, whose path may hold spaces, or a command with arguments.
 ifdef PYTHON
-PY  := $(PYTHON)
-ENV :=
+ENV  :=
 else
 PYTHON := python3
-PY     := .venv/bin/python
-ENV    := .venv/.stamp
+ENV  := .venv/.stamp
 endif
+BASE := $(if $(shell command -v "$(PYTHON)" 2>/dev/null),"$(PYTHON)",$(PYTHON))
+PY   := $(if $(ENV),.venv/bin/python,$(BASE))
+
+# What a shell exports is obeyed, but not in silence.
+$(foreach name,PROFILE DEVICE PYTHON,$(if $(filter environment,$(origin $(name))),\
+	$(info $(name)=$($(name)), as the environment says)))
 
 export MANIFOLD_DATA
 # This copy of the library, wherever an editable install points.
@@ -30,63 +35,40 @@ export JUPYTER_PREFER_ENV_PATH := 1
 # Large buffers are used again and not returned to the system: gradients on a CPU take 15-30 % less time.
 export MALLOC_MMAP_THRESHOLD_  := 1073741824
 export MALLOC_TRIM_THRESHOLD_  := 1073741824
+# Text is UTF-8 whatever the locale, and no startup file or kernel of the user's reaches into a notebook.
+export PYTHONUTF8              := 1
+export IPYTHONDIR              := $(CURDIR)/.build/ipython
+unexport PYTHONSTARTUP JUPYTER_PATH
 # Notebooks choose the inline backend themselves.
 unexport MPLBACKEND
 
-SLUGS   := $(basename $(notdir $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))))
-LIBRARY := $(sort $(shell find manifold_lib -name '*.py'))
-EXECUTE := manifold_lib/reproduction/execute.py
-WEIGHTS := $(wildcard data/models/*.safetensors)
-BUILD   := .build/$(PROFILE)
-DONE    := $(SLUGS:%=$(BUILD)/%.done)
-
-number   = $(firstword $(subst _, ,$(1)))
-NUMBERS := $(foreach slug,$(SLUGS),$(call number,$(slug)))
-
-# A stamp lists the files that its notebook made.
-MADE    := $(if $(wildcard $(DONE)),$(shell cat $(wildcard $(DONE))))
-MISSING := $(filter-out $(wildcard $(MADE)),$(MADE))
+# Not 01_x-Copy1, whose results would take the place of those of 01_x.
+SLUGS   := $(shell ls notebooks | sed -n 's/^\([0-9][0-9]_[A-Za-z0-9_]*\)\.ipynb$$/\1/p')
+NUMBERS := $(foreach slug,$(SLUGS),$(firstword $(subst _, ,$(slug))))
+RUN     := $(PY) manifold_lib/reproduction
 
 .DEFAULT_GOAL := help
-.DELETE_ON_ERROR:
-.SUFFIXES:
-.PHONY: help all report refresh site data models lab test nbval bench lint env lock clean distclean FORCE $(SLUGS) $(NUMBERS)
+.PHONY: help all report refresh site data models lab test nbval bench lint env lock clean distclean $(SLUGS) $(NUMBERS)
 
 # ---------------------------------------------------------------------------------------- results
 
-all: $(DONE) .build/report.done ## every notebook, then the report ## small: half an hour
+all: QUIET := --quiet
+all: $(SLUGS) ## every notebook, then the report ## small: half an hour
+	@test -f .build/report.done && test -f figures/README.md || { $(WRITE_REPORT); }
+	@echo "profile $(PROFILE): $(words $(SLUGS)) notebooks and the report are up to date"
 
-$(SLUGS): %: $(BUILD)/%.done
+$(SLUGS): | $(ENV)
+	@$(RUN) run $@ --profile $(PROFILE) --device "$(DEVICE)" $(QUIET)
 
-$(foreach slug,$(SLUGS),$(eval $(call number,$(slug)): $(slug)))
+$(foreach slug,$(SLUGS),$(eval $(firstword $(subst _, ,$(slug))): $(slug)))
 
-$(DONE): $(BUILD)/%.done: .build/src/%.ipynb $(LIBRARY) $(WEIGHTS) requirements.lock | $(ENV)
-	$(PY) -P $(EXECUTE) run $* --profile $(PROFILE) --device $(DEVICE)
-
-$(foreach slug,$(SLUGS),$(eval $(BUILD)/$(slug).done: \
-	$(wildcard notebooks/params/$(slug).$(PROFILE).yml) \
-	$(if $(filter figures/$(PROFILE)/$(slug)/%,$(MISSING)),FORCE)))
-
-# The stripped source is replaced only when it differs. The + lets `make -n` see whether it does.
-$(SLUGS:%=.build/src/%.checked): .build/src/%.checked: notebooks/%.ipynb
-	+@$(PYTHON) -I $(EXECUTE) strip $< .build/src/$*.ipynb && touch $@
-
-$(SLUGS:%=.build/src/%.ipynb): %.ipynb: %.checked
-	+@:
-
-define WRITE_REPORT
-$(PY) -m manifold_lib.reproduction.report
-@mkdir -p .build && touch .build/report.done
-endef
+WRITE_REPORT = $(PY) -m manifold_lib.reproduction.report && mkdir -p .build && touch .build/report.done
 
 report: | $(ENV) ## the tables and the gallery, from the results at hand ## seconds
 	$(WRITE_REPORT)
 
-.build/report.done: $(DONE) $(wildcard .build/*/*.done) $(if $(wildcard figures/README.md),,FORCE) | $(ENV)
-	$(WRITE_REPORT)
-
 refresh: | $(ENV) ## execute the sources in place and keep their outputs ## 1 min a notebook
-	$(PY) -P $(EXECUTE) refresh $(SLUGS)
+	@$(RUN) refresh $(SLUGS)
 
 site: | $(ENV) ## notebooks, gallery and API as HTML in .build/site ## under 1 min
 	$(PY) notebooks/site/build.py $(PROFILE)
@@ -98,7 +80,7 @@ models: | $(ENV) ## train the committed weights again, from the real data ## hou
 	$(PY) -m manifold_lib.reproduction.zoo --again
 
 lab: | $(ENV) ## open the notebooks in JupyterLab ## seconds
-	$(PY) -m jupyterlab notebooks
+	$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 # ----------------------------------------------------------------------------------------- checks
 
@@ -134,11 +116,13 @@ ifdef TORCH_BACKEND
 endif
 
 .venv/.stamp: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info; \
-		sys.exit(None if (3, 11) <= v < (3, 14) else "$(PYTHON) is Python %d.%d: 3.11 to 3.13 is needed" % v[:2])'
-	$(PYTHON) -m venv .venv
+	@$(BASE) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else \
+		"$(PYTHON) is Python %d.%d: 3.11 to 3.13 is needed, such as make env PYTHON=python3.12" % v[:2])'
+	$(BASE) -m venv .venv
 	.venv/bin/python -m pip install --quiet uv
-	.venv/bin/uv pip sync --python .venv/bin/python requirements.lock
+	awk '/^[a-z]/ { skip = "$(TORCH_BACKEND)" && /^(torch|torchvision|triton|cuda-|nvidia-)/ } !skip' \
+		requirements.lock > .venv/requirements.lock
+	.venv/bin/uv pip sync --python .venv/bin/python .venv/requirements.lock
 	.venv/bin/uv pip install --python .venv/bin/python --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -161,4 +145,3 @@ help: ## this list ## at once
 	@awk -F ' *## *' '/^[a-z]+:.*##/ { sub(/:.*/, "", $$1); printf "  %-10s %-58s %s\n", $$1, $$2, $$3 }' Makefile
 	@for slug in $(SLUGS); do printf '  %-10s %-58s %s\n' $${slug%%_*} "$$slug" "small: minutes"; done
 
-FORCE:

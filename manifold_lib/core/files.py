@@ -1,18 +1,20 @@
 """Files and folders that are whole or absent: atomic writes, checksums, locks, weights and checkpoints."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from safetensors.torch import load as load_tensors, save as save_tensors
 
 
@@ -43,12 +45,32 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
 
 
+def staging_folder(target: Path) -> Path:
+    """A new folder on the file system of ``target``, for :func:`replace_folder` to put in its place."""
+    staged = target.resolve().parent / ".staging"
+    staged.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".staging", dir=staged))
+    folder.chmod(0o755)
+    return folder
+
+
 def replace_folder(folder: Path, target: Path) -> None:
-    """Put a folder in the place of another by renaming; the other comes back if that fails."""
-    old = folder.with_suffix(".old")
+    """Put ``NAME.staging`` in the place of another folder by renaming; the other comes back if that fails.
+
+    In between the other is ``NAME.old``: where both are found later, this was not finished.
+    """
+    old, target = folder.with_suffix(".old"), target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
-        os.replace(target, old)
+        try:
+            os.replace(target, old)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # A folder in an image layer of a container cannot be renamed. Its copy has its name when it is whole.
+            shutil.copytree(target, old.with_suffix(".copy"))
+            os.replace(old.with_suffix(".copy"), old)
+            shutil.rmtree(target)
     try:
         os.replace(folder, target)
     except OSError:
@@ -56,6 +78,9 @@ def replace_folder(folder: Path, target: Path) -> None:
             os.replace(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+    if folder.parent.name == ".staging":
+        with contextlib.suppress(OSError):  # another folder is in it
+            folder.parent.rmdir()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -67,8 +92,33 @@ def write_json(path: Path, content: Any) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock that belongs to ``path``, so that two processes do not make it at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(path.name + ".lock")):
+    lock = _lock(path)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        cause = "If no process works there, delete that file."
+        warnings.warn(f"{path}: waits for another process, which holds {lock.lock_file}. {cause}", stacklevel=3)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def _lock(path: Path) -> BaseFileLock:
+    """A lock of the file system; where it has none, a file that exists while the lock is held."""
+    file = path.with_name(path.name + ".lock")
+    with contextlib.suppress(ImportError):  # Windows has locks of another kind
+        import fcntl
+
+        with open(file, "ab") as probe:
+            try:
+                fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass
+            except OSError:
+                return SoftFileLock(file.with_suffix(".softlock"))
+    return FileLock(file)
 
 
 def save_weights(path: Path, model: torch.nn.Module) -> str:

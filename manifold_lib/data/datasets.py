@@ -121,9 +121,10 @@ LOADERS: dict[str, Callable[[bool], Split]] = {
 
 
 def main() -> None:
-    """Fetch and verify every set (``make data``): a line each, and exit 1 if one is missing or corrupt."""
+    """Fetch and verify every set (``make data``): say which, then what came of it; exit 1 if one is not whole."""
     failed = False
     for name in LOADERS:
+        print(f"{name:8} ...", flush=True)
         try:
             parts = [load(name, train=train) for train in (True, False)]
         except (DataNotFound, files.CorruptFile) as error:

@@ -3,12 +3,15 @@
 import contextlib
 import io
 import os
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..core.files import DataNotFound
 
 CACHE = Path(__file__).resolve().parents[2] / "data" / "cache"
+TIMEOUT = 20.0  # seconds that a server may stay silent
 
 
 def data_folder() -> Path | None:
@@ -20,28 +23,48 @@ def data_folder() -> Path | None:
 def find(relative: str, *, bare: bool = False) -> Path | None:
     """A file or folder under ``MANIFOLD_DATA`` or in the cache; ``bare`` also takes a file outside its own folder.
 
-    MNIST and Fashion-MNIST share their file names, so theirs need the folder.
+    MNIST and Fashion-MNIST share their file names, so theirs need the folder. Raises ``DataNotFound`` when the folder
+    that is named does not exist or cannot be read.
     """
     names = [relative, Path(relative).name] if bare else [relative]
     places = [folder for folder in (data_folder(), CACHE) if folder is not None]
-    return next((path for folder in places for name in names if (path := folder / name).exists()), None)
+    try:
+        if places[0] != CACHE:
+            os.scandir(places[0]).close()
+        return next((path for folder in places for name in names if (path := folder / name).exists()), None)
+    except OSError as error:
+        why = f"{error.filename} cannot be read: {error.strerror}"
+        raise DataNotFound(f"{relative}: {why}. Correct MANIFOLD_DATA, or unset it to use data/cache.") from error
 
 
-def missing(what: str, relatives: list[str], *, other_way: str = "") -> DataNotFound:
-    """The error to raise for a set that is not there."""
+def missing(what: str, relatives: list[str], *, other_way: str = "", cause: object = "") -> DataNotFound:
+    """The error to raise for a set that is not there, and that could not be downloaded for some cause."""
+    failed = f"The download failed: {' '.join(str(cause).split())}. " if cause else ""
     place = data_folder() or "MANIFOLD_DATA (not set)"
     other_way = other_way or "run `make data` on a machine with a network, which downloads it into data/cache"
     return DataNotFound(
-        f"{what}: looked for {', '.join(relatives)} in {place} and in data/cache. "
+        f"{what}: looked for {', '.join(relatives)} in {place} and in data/cache. {failed}"
         f"Provide it in one of two ways: set MANIFOLD_DATA to a folder that holds {relatives[0]}, or {other_way}."
     )
 
 
 @contextlib.contextmanager
-def download(what: str, relatives: list[str]) -> Iterator[None]:
-    """Run a torchvision download and hide what it prints; a failure becomes :class:`DataNotFound`."""
+def impatient() -> Iterator[None]:
+    """Give up downloads, whose libraries wait for ever, when a server has been silent for ``TIMEOUT``."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+@contextlib.contextmanager
+def download(what: str, relatives: list[str]) -> Iterator[None]:
+    """Run a torchvision download, whose bar a notebook does not show; a failure becomes :class:`DataNotFound`."""
+    bar = io.StringIO() if "ipykernel" in sys.modules else sys.stderr
+    try:
+        with impatient(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(bar):
             yield
     except (OSError, RuntimeError) as error:
-        raise missing(what, relatives) from error
+        raise missing(what, relatives, cause=error) from error

@@ -30,12 +30,13 @@ def photo_network(name: str, n_classes: int, *, pretrained: bool = True) -> nn.S
     check_count(n_classes, "n_classes")
     if pretrained:
         try:
-            network = torchvision.models.get_model(name, weights="DEFAULT")
+            with folders.impatient():
+                network = torchvision.models.get_model(name, weights="DEFAULT")
         except OSError as error:
             folder = Path(torch.hub.get_dir()) / "checkpoints"
             raise DataNotFound(
-                f"{name}: torchvision could not download its pretrained weights. Provide them in one of two ways: put "
-                f"torchvision's file into {folder}, or run where there is a network."
+                f"{name}: torchvision could not download its pretrained weights: {error}. Provide them in one of two "
+                f"ways: put torchvision's file into {folder}, or run where there is a network."
             ) from error
     else:
         more = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
@@ -94,7 +95,7 @@ def photo_classifier(
     head = model[1].get_submodule(NETWORKS[name])
     with files.locked(file.with_suffix("")):
         if file.exists() and file.with_suffix(".json").exists():
-            files.load_weights(file, head, json.loads(file.with_suffix(".json").read_text())["sha256"])
+            files.load_weights(file, head, json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["sha256"])
         else:
             size = 224 if set_name == "voc" else 256  # as released
             fit_head(model, NETWORKS[name], photos, size=size, progress=progress)

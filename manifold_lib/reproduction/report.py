@@ -23,7 +23,7 @@ def read(figures: Path) -> list[Document]:
     for profile in COMMITTED:
         for path in sorted((figures / profile).glob("*/results.json")):
             try:
-                document = json.loads(path.read_text())
+                document = json.loads(path.read_text(encoding="utf-8"))
                 validate(document)
                 place = (document["profile"], document["slug"])
                 if place != (profile, path.parent.name):
@@ -154,13 +154,14 @@ def main() -> None:
         texts = {
             runtime.FIGURES / "README.md": render_gallery(documents),
             readme: insert(
-                readme.read_text() if readme.exists() else "", render_counts(documents) + render_table(documents)
+                readme.read_text(encoding="utf-8") if readme.exists() else "",
+                render_counts(documents) + render_table(documents),
             ),
         }
     except ValueError as error:
         raise SystemExit(f"report: {error}") from error
     for path, text in texts.items():
-        if not path.exists() or _timeless(path.read_text()) != _timeless(text):
+        if not path.exists() or _timeless(path.read_text(encoding="utf-8")) != _timeless(text):
             files.write_bytes(path, text.encode())
             print(f"{path.relative_to(runtime.ROOT)} written")
 

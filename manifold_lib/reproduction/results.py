@@ -4,9 +4,7 @@ import datetime
 import json
 import math
 import re
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,7 +13,6 @@ from jsonschema import Draft202012Validator
 from matplotlib.figure import Figure
 
 from ..core import files
-from ..data import folders
 from . import claims, runtime
 from .claims import claim as claim, interval as interval, not_attempted as not_attempted  # for notebooks
 
@@ -114,16 +111,18 @@ class Results:
             raise ValueError(f"params: wants plain JSON values: {error}") from error
         self._clock = time.perf_counter()
         self._started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        runtime.check_copy()
+        runtime.check_data(params)
         self._device = runtime.resolve_device(str(device))
-        self.slug, self.profile, self.paper, self.seed, self.params = slug, profile, paper, seed, params
+        self.slug, self.profile, self.paper, self.seed = slug, profile, paper, seed
+        self.params = runtime.own_parameters(slug, params)
         self._claims: list[dict[str, Any]] = []
         self._tables: dict[str, list[dict[str, Any]]] = {}
         self._figures: list[str] = []
         self._checksums: dict[str, dict[str, str]] = {"data": {}, "models": {}}
-        build = runtime.BUILD / profile
-        build.mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{slug}.", suffix=".staging", dir=build))
-        self.folder.chmod(0o755)
+        self._target = runtime.FIGURES / profile / slug
+        self._measured = runtime.measured(self._target / "results.json")
+        self.folder = files.staging_folder(self._target)
 
     def figure(self, name: str, fig: Figure, data: pd.DataFrame | None = None) -> None:
         """Save a figure as ``<name>.png`` and ``<name>.pdf``, and the numbers behind it as ``<name>.csv``."""
@@ -154,6 +153,9 @@ class Results:
         validate_claim(row)
         if row["id"] in (known["id"] for known in self._claims):
             raise ValueError(f"claim: id {row['id']!r} is already recorded")
+        if row["value"] is None and row["id"] in self._measured:
+            keeps = f"figures/{self.profile}/{self.slug} keeps the value that was measured (remove it to lose that)"
+            raise RuntimeError(f"claim {row['id']}: would no longer be attempted: {row['note']}; {keeps}")
         self._claims.append(row)
         return row
 
@@ -186,7 +188,7 @@ class Results:
             "slug": self.slug,
             "profile": self.profile,
             "paper": self.paper,
-            "claims": [{**row, "note": _portable(row["note"])} for row in self._claims],
+            "claims": [{**row, "note": runtime.portable(row["note"])} for row in self._claims],
             "tables": self._tables,
             "figures": self._figures,
             "provenance": {
@@ -198,11 +200,10 @@ class Results:
         }
         validate(document)
         files.write_json(self.folder / "results.json", document)
-        target = runtime.FIGURES / self.profile / self.slug
-        with files.locked(self.folder.with_name(self.slug)):
-            files.replace_folder(self.folder, target)
-        place = target.relative_to(runtime.FIGURES.parent).as_posix()
-        print(f"{place}: {len(self._claims)} claims, {len(self._figures)} figures, {len(self._tables)} tables")
+        with files.locked(runtime.BUILD / self.profile / self.slug):
+            files.replace_folder(self.folder, self._target)
+        counts = f"{len(self._claims)} claims, {len(self._figures)} figures, {len(self._tables)} tables"
+        print(f"figures/{self.profile}/{self.slug}: {counts}")
 
     def _write_csv(self, name: str, frame: pd.DataFrame) -> None:
         _flat(frame).to_csv(self.folder / f"{name}.csv", index=False, lineterminator="\n")
@@ -211,12 +212,6 @@ class Results:
     def _check_name(name: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             raise ValueError(f"name: got {name!r}, wants letters, digits, '_' and '-' (it becomes a file name)")
-
-
-def _portable(text: str) -> str:
-    """A note, such as why data were not found, without the folder of this machine."""
-    folder = folders.data_folder()
-    return text if folder is None else text.replace(str(folder), "$MANIFOLD_DATA")
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:

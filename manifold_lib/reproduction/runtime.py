@@ -1,8 +1,11 @@
 """Folders, device, seed and provenance."""
 
 import importlib.metadata
+import json
+import os
 import platform
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +15,58 @@ import numpy as np
 import torch
 
 from ..core.progress import progress_bar as progress_bar
+from ..data import datasets, folders
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "data" / "models"
 FIGURES = ROOT / "figures"
 BUILD = ROOT / ".build"
 PROFILES = ("smoke", "small", "paper")
+_OF_ANOTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY")
+
+
+def check_copy() -> None:
+    """Refuse to work in one copy of the repository with the library of another, whose folders would be written."""
+    ours, here = Path(__file__).resolve().parents[2], Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "manifold_lib").is_dir() and (folder / "notebooks").is_dir():
+            if folder.resolve() != ours:
+                way_out = f"start it by `make lab` in {folder}, or install that copy: pip install -e {folder}"
+                raise ValueError(
+                    f"manifold_lib is imported from {ours}, but this notebook belongs to {folder}: {way_out}"
+                )
+            return
+
+
+def check_data(params: dict[str, Any]) -> None:
+    """Load the published sets that the parameters name: a run that lacks one fails before it computes for an hour."""
+    for name in sorted({"cifar10", "xray"} & set(re.findall(r"\w+", json.dumps(params)))):
+        datasets.load(name)
+
+
+def own_parameters(slug: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``params`` that the notebook's parameters cell sets; others come from a user's startup files."""
+    source = ROOT / "notebooks" / f"{slug}.ipynb"
+    if not source.exists():
+        return params
+    cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    return {name: value for name, value in params.items() if re.search(rf"^{name} *=", "\n".join(texts), re.M)}
+
+
+def measured(results: Path) -> set[str]:
+    """The ids of the claims that an earlier run has measured."""
+    try:
+        rows = json.loads(results.read_text(encoding="utf-8"))["claims"]
+        return {row["id"] for row in rows if row["value"] is not None}
+    except (OSError, ValueError, LookupError, TypeError):
+        return set()
+
+
+def portable(text: str) -> str:
+    """A note, such as why data were not found, without the folder of this machine."""
+    folder = folders.data_folder()
+    return text if folder is None else text.replace(str(folder), "$MANIFOLD_DATA")
 
 
 def resolve_device(device: str = "auto") -> torch.device:
@@ -44,11 +93,17 @@ def interactive() -> bool:
 
 
 def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(ROOT), *arguments]
+    """What git says of this copy's own repository, whichever other one the copy lies in or the environment names."""
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_ANOTHER_REPOSITORY}
+    options: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "timeout": 10, "check": True}
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+        top, found = (
+            subprocess.run(["git", "-C", str(ROOT), *command], env=environment, **options).stdout.strip()
+            for command in (("rev-parse", "--show-toplevel"), arguments)
+        )
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
+    return found if Path(top).resolve() == ROOT.resolve() else None
 
 
 def versions() -> dict[str, str]:

@@ -32,7 +32,7 @@ def path(name: str) -> Path:
 
 def card(name: str) -> dict[str, Any]:
     """The model's card: checksum, recipe, provenance and measured numbers."""
-    return json.loads(path(name).with_suffix(".json").read_text())
+    return json.loads(path(name).with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def load(name: str, device: str | torch.device = "cpu", *, progress: bool = False) -> Any:

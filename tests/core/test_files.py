@@ -1,7 +1,12 @@
+import ast
+import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import pickle
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +55,27 @@ def test_a_folder_takes_the_place_of_another_or_nothing_changes(tmp_path):
     with pytest.raises(FileNotFoundError):
         files.replace_folder(tmp_path / "none.staging", target)
     assert (target / "new").exists()
+
+
+def test_a_folder_that_cannot_be_renamed_is_copied_first(tmp_path, monkeypatch):
+    """As one in an image layer of a container. At any moment the earlier folder is whole, under one of its names."""
+    target, old, staging = (tmp_path / name for name in ("folder", "folder.abc.old", "folder.abc.staging"))
+    for folder in target, staging:
+        folder.mkdir()
+        (folder / "file").write_text(folder.name, encoding="utf-8")
+    replace = os.replace
+
+    def refuse(source, place):
+        if Path(source) == target:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        if Path(source) == staging:
+            assert (old / "file").read_text(encoding="utf-8") == "folder"
+        replace(source, place)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    files.replace_folder(staging, target)
+    assert (target / "file").read_text(encoding="utf-8") == "folder.abc.staging"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_json_refuses_nan_and_keeps_the_file(tmp_path):
@@ -152,3 +178,42 @@ def test_two_processes_meet_at_the_lock(tmp_path, processes):
     assert ours.poll(60) and ours.recv() == "whole"
     other.join(60)
     assert other.exitcode == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_the_file_system_has_no_locks_a_file_is_one(tmp_path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    path = tmp_path / "weights"
+    path.with_name("weights.lock").touch()  # of a machine that has locks
+    with files.locked(path):
+        assert path.with_name("weights.softlock").exists()
+    assert not path.with_name("weights.softlock").exists()
+
+
+def test_it_says_what_it_waits_for(tmp_path, monkeypatch):
+    path = tmp_path / "made once"
+    release = contextlib.ExitStack()
+    release.enter_context(files.locked(path))
+    monkeypatch.setattr(files.warnings, "warn", lambda text, **_: (said.append(text), release.close()))
+    said: list[str] = []
+    with files.locked(path):
+        assert "made once.lock. If no process works there, delete that file" in said[0]
+
+
+def test_text_is_read_and_written_as_utf8_whatever_the_locale():
+    package = Path(files.__file__).resolve().parents[1]
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            given = {keyword.arg for keyword in node.keywords}
+            binary = any(isinstance(value, ast.Constant) and "b" in str(value.value) for value in node.args[1:2])
+            opens = name in ("read_text", "write_text") or (name == "open" and isinstance(node.func, ast.Name))
+            # execute.write_text has a path as its first argument and names the encoding itself
+            own = name == "write_text" and isinstance(node.func, ast.Name)
+            assert not opens or own or binary or "encoding" in given, f"{path.name}:{node.lineno}"
+            assert not given & {"text", "universal_newlines"} or "encoding" in given, f"{path.name}:{node.lineno}"

@@ -96,6 +96,8 @@ def test_main_says_what_is_there(mnist, cifar, capsys):
         datasets.main()
     assert error.value.code == 1
     lines = capsys.readouterr().out.splitlines()
+    assert lines[::2] == [f"{name:8} ..." for name in datasets.LOADERS], "what is at work is seen"
+    lines = lines[1::2]
     assert [line.split()[:2] for line in lines] == [
         ["mnist", "ok"],
         ["fashion", "ok"],

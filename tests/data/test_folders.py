@@ -1,4 +1,8 @@
+import os
+import socket
+
 import pytest
+import torchvision.datasets as tvd
 
 from manifold_lib.data import datasets, folders as places
 
@@ -23,6 +27,7 @@ def test_a_folder_of_one_set_is_not_taken_for_another(mnist, monkeypatch):
 )
 def test_missing_data_says_what_where_and_two_ways(folders, tmp_path, monkeypatch, name, file, set_):
     if set_:
+        (tmp_path / "given").mkdir()
         monkeypatch.setenv("MANIFOLD_DATA", str(tmp_path / "given"))
     with pytest.raises(datasets.DataNotFound) as error:
         datasets.load(name)
@@ -50,3 +55,29 @@ def test_the_folder_that_is_given(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MANIFOLD_DATA", "~/sets")
     assert places.data_folder() == tmp_path / "sets"
+
+
+def test_a_folder_that_is_not_there_or_cannot_be_read_is_named(folders, tmp_path, monkeypatch):
+    given = tmp_path / "given"
+    monkeypatch.setenv("MANIFOLD_DATA", str(given))
+    for reason in "No such file or directory", "Not a directory", "Permission denied":
+        with pytest.raises(datasets.DataNotFound, match=f"{given} cannot be read: {reason}. Correct MANIFOLD_DATA"):
+            datasets.load("xray")
+        given.touch()
+        if reason == "Not a directory":
+
+            def scandir(path):
+                raise PermissionError(13, "Permission denied", str(path))
+
+            monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_a_silent_server_and_a_closed_door_are_told_apart(folders, monkeypatch):
+    monkeypatch.setattr(places, "TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(tvd.MNIST, "mirrors", [f"http://127.0.0.1:{server.getsockname()[1]}/"])
+        with pytest.raises(datasets.DataNotFound, match=r"The download failed: .*timed out.* Provide it"):
+            datasets.load("mnist")
+    with pytest.raises(datasets.DataNotFound, match=r"The download failed: .*[Rr]efused.* Provide it"):
+        datasets.load("mnist")
+    assert socket.getdefaulttimeout() is None

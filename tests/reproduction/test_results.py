@@ -1,5 +1,7 @@
 import json
 import os
+import tempfile
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,7 +56,32 @@ def test_a_run_leaves_one_whole_folder(folders, capsys):
     assert document["tables"] == {"numbers": [{"method": "u", "a": 1}, {"method": "v", "a": 2}]}
     assert document["provenance"]["data"] == {"mnist32": "a" * 64}
     assert document["provenance"]["models"] == {"mnist32-vae": "b" * 64}
-    assert not list((runtime.BUILD / "smoke").glob("*.staging")) and not list((runtime.BUILD / "smoke").glob("*.old"))
+    assert list(folder.parent.iterdir()) == [folder], "nothing staged is left"
+
+
+@pytest.mark.parametrize("linked", ["figures", "figures/smoke", "figures/smoke/02_example"])
+def test_figures_on_another_file_system(folders, linked):
+    if not Path("/dev/shm").is_dir() or os.stat("/dev/shm").st_dev == os.stat(folders).st_dev:
+        pytest.skip("there is no second file system")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        (folders / linked).parent.mkdir(parents=True, exist_ok=True)
+        (folders / linked).symlink_to(Path(elsewhere) / "figures")
+        for value in 1.0, 2.0:
+            run(value)
+        assert (folders / linked).is_symlink()
+        assert not [path for path in Path(elsewhere).rglob("*") if path.name.startswith(".")]
+        document = json.loads((runtime.FIGURES / "smoke/02_example/results.json").read_text(encoding="utf-8"))
+        assert document["claims"][0]["value"] == 2.5
+
+
+def test_a_measured_claim_is_not_replaced_by_none(folders):
+    folder = run()
+    results = start()
+    missing = not_attempted("2.1", "s", "Fig. 1", kind="greater", threshold=0.0, reason="lacks cifar10: make 02")
+    with pytest.raises(RuntimeError, match=r"claim 2\.1: .*lacks cifar10: make 02; figures/smoke/02_example keeps"):
+        results.claim(missing)
+    (folder / "results.json").write_text("{", encoding="utf-8")  # measured nothing
+    assert start().claim(missing) is missing
 
 
 def test_two_runs_differ_in_time_only(folders):
@@ -81,7 +108,8 @@ def test_nothing_is_seen_before_the_end(folders):
     results = start()
     results.figure("other", plt.figure())
     assert (folder / "results.json").read_bytes() == before and not (folder / "other.png").exists()
-    assert list(folders.joinpath("figures/smoke").iterdir()) == [folder]
+    assert sorted(folders.joinpath("figures/smoke").iterdir()) == [results.folder.parent, folder]
+    assert results.folder.parent.name == ".staging"
 
 
 def test_a_swap_that_fails_puts_the_old_folder_back(folders, monkeypatch):
@@ -105,7 +133,7 @@ def test_results_that_break_the_schema_are_not_put_in_place(folders):
     results.model("mnist32-vae", "no checksum")
     with pytest.raises(ValueError, match=r"provenance\.models\.mnist32-vae"):
         results.finish()
-    assert not runtime.FIGURES.exists()
+    assert not list(runtime.FIGURES.glob("smoke/[!.]*"))
 
 
 def test_finish_twice(folders):

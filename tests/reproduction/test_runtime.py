@@ -1,9 +1,13 @@
+import json
 import random
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from manifold_lib import data
 from manifold_lib.reproduction import runtime
 
 
@@ -36,3 +40,59 @@ def test_provenance_names_no_place():
 def test_provenance_outside_a_repository(folders):
     found = runtime.provenance(seed=0, params={}, device=torch.device("cpu"))
     assert found["git"] is None and found["dirty"] is None
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run(["git", *who, "-C", str(folder), *arguments], check=True, capture_output=True)
+
+
+def test_the_repository_around_a_copy_is_not_its_own(folders, monkeypatch):
+    git(folders.parent, "init")
+    git(folders.parent, "commit", "--allow-empty", "-m", "another's")
+    assert runtime.provenance(seed=0, params={}, device=torch.device("cpu"))["git"] is None
+    monkeypatch.setenv("GIT_DIR", str(folders.parent / ".git"))
+    assert runtime.provenance(seed=0, params={}, device=torch.device("cpu"))["git"] is None
+    monkeypatch.delenv("GIT_DIR")
+    git(folders, "init")
+    git(folders, "commit", "--allow-empty", "-m", "its own")
+    monkeypatch.setenv("GIT_DIR", str(folders.parent / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(folders))
+    found = runtime.provenance(seed=0, params={}, device=torch.device("cpu"))
+    assert found["git"] == (folders / ".git/refs/heads" / _branch(folders)).read_text(encoding="utf-8").strip()
+    assert found["dirty"] is False
+
+
+def _branch(folder):
+    return (folder / ".git" / "HEAD").read_text(encoding="utf-8").strip().rpartition("/")[2]
+
+
+def test_a_notebook_of_another_copy_is_refused(tmp_path, monkeypatch):
+    runtime.check_copy()
+    (tmp_path / "manifold_lib").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    with pytest.raises(ValueError, match=rf"imported from {Path.cwd().anchor}.* belongs to {tmp_path}: .*pip install"):
+        runtime.check_copy()
+    (tmp_path / "notebooks").rmdir()
+    monkeypatch.chdir(tmp_path)
+    runtime.check_copy()
+
+
+def test_parameters_are_those_of_the_parameters_cell(folders):
+    params = {"n": 1, "hf_token": "secret", "where": "cpu"}
+    assert runtime.own_parameters("01_x", params) == params, "no notebook, no cell"
+    cells = [
+        {"metadata": {"tags": ["parameters"]}, "source": ["seed = 0\n", "n = 1  # how many"]},
+        {"metadata": {}, "source": "where = 3"},
+    ]
+    (folders / "notebooks").mkdir()
+    (folders / "notebooks" / "01_x.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    assert runtime.own_parameters("01_x", params) == {"n": 1}
+
+
+def test_a_run_that_lacks_its_data_fails_at_its_start(folders):
+    runtime.check_data({"sets": ["mnist32"], "xray_images": 3, "note": "no cifar10s"})
+    for params in ({"reconstructive": ["cifar10"]}, {"pairs": ["mnist32 lenet", "xray xray-vgg"]}):
+        with pytest.raises(data.DataNotFound):
+            runtime.check_data(params)

@@ -1,0 +1,52 @@
+"""``python manifold_lib/reproduction run SLUG``: what make calls. By its path, as the package would import torch."""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import execute
+
+
+def _end_with(parent: int) -> None:
+    """When make is killed nobody waits for this run any more: end it. Its kernel sees that and ends too."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def main() -> None:
+    """Run notebooks where their results are not up to date, or refresh the outputs in their sources."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("command", choices=("run", "refresh"))
+    parser.add_argument("slugs", nargs="*", metavar="SLUG")
+    parser.add_argument("--profile", choices=execute.PROFILES, default="small")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--quiet", action="store_true", help="say nothing of what is up to date")
+    arguments = parser.parse_args()
+    if data := os.environ.get("MANIFOLD_DATA", "").strip():
+        os.environ["MANIFOLD_DATA"] = str(Path(data).expanduser().resolve())  # the kernel starts in another folder
+        if not os.access(os.environ["MANIFOLD_DATA"], os.R_OK | os.X_OK):
+            sys.exit(f"MANIFOLD_DATA={data}: there is no such folder, or it cannot be read")
+    os.chdir(execute.ROOT)
+    for number in signal.SIGTERM, signal.SIGHUP:
+        signal.signal(number, signal.default_int_handler)
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+    try:
+        for slug in arguments.slugs:
+            if arguments.command == "refresh":
+                execute.refresh(slug)
+            else:
+                execute.run(slug, arguments.profile, arguments.device, arguments.quiet)
+    except execute.Failed as failure:
+        sys.exit(f"{slug}: {failure}")
+    except KeyboardInterrupt:
+        print(f"\n{arguments.command} interrupted: nothing half-made is kept", file=sys.stderr, flush=True)
+        os._exit(130)  # threads of the kernel's client would delay a normal exit
+
+
+if __name__ == "__main__":
+    main()
