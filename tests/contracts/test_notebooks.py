@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 from pathlib import Path
 
 import nbformat
@@ -14,6 +15,7 @@ from manifold_lib.reproduction.execute import MAX_BYTES, PROFILES, absolute_path
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 PATHS = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+OF_PAPERS = [path for path in PATHS if 1 <= int(path.stem[:2]) <= 5]
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)
@@ -91,8 +93,48 @@ def test_cells(notebook: nbformat.NotebookNode) -> None:
     for cell in _code(notebook):
         assert len(cell.source.splitlines()) <= 25, cell.source
         assert not [tag for tag in _tags(cell) if tag.endswith("raises-exception")]
-        if "nbval-check-output" in _tags(cell):
-            assert cell.execution_count and cell.outputs, f"nbval would compare nothing:\n{cell.source}"
+
+
+def test_what_nbval_compares(notebook: nbformat.NotebookNode) -> None:
+    for cell in _code(notebook):
+        chosen = {"nbval-check-output", "nbval-ignore-output"} & set(_tags(cell))
+        text = [output for output in cell.outputs if "image/png" not in output.get("data", {})]
+        if text:
+            assert len(chosen) == 1, (
+                f"has words or numbers, wants a tag that says whether they are compared:\n{cell.source}"
+            )
+        if "results.verdicts()" in cell.source:
+            assert chosen == {"nbval-check-output"}
+        if chosen == {"nbval-check-output"}:
+            assert cell.execution_count and text, f"nbval would compare nothing:\n{cell.source}"
+
+
+@pytest.mark.parametrize("path", OF_PAPERS, ids=lambda path: path.stem)
+def test_differences_from_the_paper(notebook: nbformat.NotebookNode) -> None:
+    headings = [cell.source.splitlines()[0] for cell in notebook.cells if cell.cell_type == "markdown"]
+    place = headings.index("## Where we differ from the paper")
+    assert headings[place + 1].startswith("**What follows")
+    (cell,) = (cell for cell in notebook.cells if cell.source.startswith("## Where we differ from the paper"))
+    assert cell.source.count("\n- ") <= 8 and len(cell.source.split()) <= 150
+
+
+@pytest.mark.parametrize(
+    "found, stored, same",
+    [
+        ("0.0931 of the norm", "0.0925 of the  norm", True),  # on both sides of a border of rounding
+        ("−3.2e-09", "1.1e-12", True),
+        ("[1.02, 41.0]", "[1.00, 40.0]", True),
+        ("[1.02, 44.0]", "[1.00, 40.0]", False),
+        ("0.12", "-0.12", False),
+        ("6 claims", "7 claims", False),
+        ("0.3 inconclusive", "0.3 reproduced", False),
+        ("nan", "0.3", False),
+    ],
+)
+def test_nbval_takes_close_numbers_for_the_same(found: str, stored: str, same: bool) -> None:
+    settle = runpy.run_path(str(NOTEBOOKS / "conftest.py"))["settle"]
+    outputs = [[nbformat.v4.new_output("display_data", {"text/html": text})] for text in (found, stored)]
+    assert (settle(*outputs) == outputs[1]) is same
 
 
 def test_outputs(notebook: nbformat.NotebookNode) -> None:
