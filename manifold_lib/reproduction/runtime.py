@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from ..core.progress import progress_bar as progress_bar
+from ..data import folders
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = ROOT / "data" / "models"
+MODELS = folders.DATA / "models"
 FIGURES = ROOT / "figures"
 BUILD = ROOT / ".build"
 PROFILES = ("smoke", "small", "paper")
