@@ -84,13 +84,16 @@ lab: | $(ENV) ## open the notebooks in JupyterLab ## seconds
 
 # ----------------------------------------------------------------------------------------- checks
 
+# Processes use cores better than threads do; each holds 1 GB.
+PARALLEL = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4
+
 test: | $(ENV) ## tests and doctests, with the line coverage of the library ## 9 min
-	$(PY) -m pytest tests manifold_lib --ignore=tests/bench --ignore=manifold_lib/reproduction \
+	$(PARALLEL) --dist worksteal tests manifold_lib --ignore=tests/bench --ignore=manifold_lib/reproduction \
 		--doctest-modules --cov --cov-report=term
 
 nbval: | $(ENV) ## execute the notebooks and compare their checked outputs ## 1 min a notebook
 ifneq ($(SLUGS),)
-	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
+	$(PARALLEL) --dist loadfile --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
 		--nbval-cell-timeout 600 notebooks/
 else
 	@echo "nbval: there is no notebook yet"

@@ -1,4 +1,7 @@
-"""Where data sets are looked for: the folder that ``MANIFOLD_DATA`` names, and ``data/cache``."""
+"""Where data sets are looked for: the folder that ``MANIFOLD_DATA`` names, and ``data/cache``.
+
+``data`` is the repository's; an installed package leaves its own folder alone and uses ``~/.cache/manifold_lib``.
+"""
 
 import contextlib
 import io
@@ -10,8 +13,11 @@ from pathlib import Path
 
 from ..core.files import DataNotFound
 
-CACHE = Path(__file__).resolve().parents[2] / "data" / "cache"
 TIMEOUT = 20.0  # seconds that a server may stay silent
+DATA = Path(__file__).resolve().parents[2] / "data"
+if not (DATA / "models").is_dir():
+    DATA = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "manifold_lib")
+CACHE = DATA / "cache"
 
 
 def data_folder() -> Path | None:
@@ -40,10 +46,10 @@ def find(relative: str, *, bare: bool = False) -> Path | None:
 def missing(what: str, relatives: list[str], *, other_way: str = "", cause: object = "") -> DataNotFound:
     """The error to raise for a set that is not there, and that could not be downloaded for some cause."""
     failed = f"The download failed: {' '.join(str(cause).split())}. " if cause else ""
-    place = data_folder() or "MANIFOLD_DATA (not set)"
+    place, cache = data_folder() or "MANIFOLD_DATA (not set)", "data/cache" if DATA.name == "data" else CACHE
     other_way = other_way or "run `make data` on a machine with a network, which downloads it into data/cache"
     return DataNotFound(
-        f"{what}: looked for {', '.join(relatives)} in {place} and in data/cache. {failed}"
+        f"{what}: looked for {', '.join(relatives)} in {place} and in {cache}. {failed}"
         f"Provide it in one of two ways: set MANIFOLD_DATA to a folder that holds {relatives[0]}, or {other_way}."
     )
 

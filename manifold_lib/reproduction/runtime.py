@@ -18,7 +18,7 @@ from ..core.progress import progress_bar as progress_bar
 from ..data import datasets, folders
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = ROOT / "data" / "models"
+MODELS = folders.DATA / "models"
 FIGURES = ROOT / "figures"
 BUILD = ROOT / ".build"
 PROFILES = ("smoke", "small", "paper")

@@ -1,4 +1,4 @@
-"""Named models: loaded from ``data/models``, or trained (``python -m manifold_lib.reproduction.zoo NAME``).
+"""Named models: loaded from ``data/models`` or ``$MANIFOLD_DATA/models``; the command trains them.
 
 Each is a float16 safetensors file with a card (JSON) beside it, whose numbers were measured after the round trip.
 """
@@ -24,10 +24,11 @@ from .recipes import RECIPES, Recipe
 
 
 def path(name: str) -> Path:
-    """The weight file of a model."""
+    """The weight file of a model: the one found, or the one that training writes."""
     if name not in RECIPES:
         raise ValueError(f"name: got {name!r}, wants one of {', '.join(RECIPES)}")
-    return runtime.MODELS / f"{name}.safetensors"
+    found = (file for place in _places() if _whole(file := place / f"{name}.safetensors"))
+    return next(found, runtime.MODELS / f"{name}.safetensors")
 
 
 def card(name: str) -> dict[str, Any]:
@@ -35,19 +36,29 @@ def card(name: str) -> dict[str, Any]:
     return json.loads(path(name).with_suffix(".json").read_text(encoding="utf-8"))
 
 
-def load(name: str, device: str | torch.device = "cpu", *, progress: bool = False) -> Any:
-    """A named model on ``device``: float32, in eval mode, frozen; trained first if its file is missing."""
-    where = runtime.resolve_device(str(device))
-    if not _made(name):
-        train(name, device=where, progress=progress)
+def load(name: str, device: str | torch.device = "cpu") -> Any:
+    """A named model on ``device``: float32, in eval mode, frozen. Raises ``DataNotFound`` where it is missing."""
+    where, file = runtime.resolve_device(str(device)), path(name)
+    if not _whole(file):
+        raise files.DataNotFound(
+            f"{name}: looked for {file.name} and its card in {' and in '.join(map(str, _places()))}. "
+            "Get them in one of two ways: clone the repository, which has them, and set MANIFOLD_DATA to its folder "
+            f"data; or train them (make models, or python -m manifold_lib.reproduction.zoo {name})."
+        )
     model = RECIPES[name].build()
-    files.load_weights(path(name), model, card(name)["sha256"])
+    files.load_weights(file, model, card(name)["sha256"])
     return model.eval().requires_grad_(False).to(where)
 
 
-def _made(name: str) -> bool:
+def _places() -> list[Path]:
+    """Where weights are looked for."""
+    given = folders.data_folder()
+    return [runtime.MODELS] if given is None else [runtime.MODELS, given / "models"]
+
+
+def _whole(file: Path) -> bool:
     """Whether weights and card are there; the card is written last."""
-    return path(name).exists() and path(name).with_suffix(".json").exists()
+    return file.exists() and file.with_suffix(".json").exists()
 
 
 def samples(name: str, n_samples: int, *, seed: int, device: str | torch.device = "cpu") -> generated.Samples:
@@ -58,12 +69,17 @@ def samples(name: str, n_samples: int, *, seed: int, device: str | torch.device 
 
 
 def train(name: str, *, device: torch.device, progress: bool = False, again: bool = False) -> None:
-    """Train a model from the real data, or resume it, and write weights and card; one process at a time does."""
-    recipe, file = RECIPES[name], path(name)
+    """Train a model from the real data, or resume it, and write weights and card; one process at a time does.
+
+    The models that it needs are trained first, where they are missing.
+    """
+    recipe, file = RECIPES[name], runtime.MODELS / path(name).name
     folder = folders.CACHE / "checkpoints"
     with files.locked(folder / name):
-        if _made(name) and not again:
+        if _whole(path(name)) and not again:
             return
+        for parent in recipe.parents:
+            train(parent, device=device, progress=progress)
         model, batches, loss, checksum = _prepare(name, device)
         parents = {parent: card(parent)["sha256"] for parent in recipe.parents}
         # a checkpoint of another recipe, other data or other parents is not resumed

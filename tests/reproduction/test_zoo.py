@@ -1,6 +1,10 @@
 import functools
 import json
+import os
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from manifold_lib.data import datasets, folders as places
 from manifold_lib.models.vae import VAE, Autoencoder
 from manifold_lib.reproduction import runtime, training, zoo
 
+CLONE = Path(__file__).resolve().parents[2]
 CARD = [
     *("name", "sha256", "bytes", "parameters", "data", "parents", "recipe", "epochs", "batch_size", "learning_rate"),
     *("seed", "precision", "seconds", "device", "versions", "measures"),
@@ -97,11 +102,44 @@ FROM_FILES = [name for name, recipe in zoo.RECIPES.items() if recipe.data != "sh
 @pytest.mark.parametrize("name", FROM_FILES)
 def test_missing_weights_and_missing_data(folders, name):
     with pytest.raises(datasets.DataNotFound):
-        zoo.load(name)
+        zoo.train(name, device=torch.device("cpu"))
     assert not runtime.MODELS.exists()
 
 
-def test_a_missing_model_is_trained_then_loaded(tiny, monkeypatch):
+@pytest.mark.parametrize("call", [zoo.load, functools.partial(zoo.samples, n_samples=1, seed=0)])
+def test_loading_never_trains_and_says_how_to_get_the_weights(given_folder, monkeypatch, call):
+    monkeypatch.setattr(zoo, "train", None)
+    with pytest.raises(datasets.DataNotFound, match=r"^mnist32-vae: ") as caught:
+        call("mnist32-vae" if call is zoo.load else "mnist32")
+    places = f"{runtime.MODELS} and in {given_folder / 'models'}."
+    ways = "clone the repository", "MANIFOLD_DATA", "make models", "python -m manifold_lib.reproduction.zoo mnist32-vae"
+    assert all(words in str(caught.value) for words in (places, *ways))
+    assert not runtime.MODELS.exists() and not list(given_folder.iterdir())
+
+
+def test_weights_of_a_clone_are_found_by_an_installed_package(given_folder, monkeypatch):
+    monkeypatch.setattr(zoo, "train", None)
+    (given_folder / "models").symlink_to(CLONE / "data/models")
+    assert zoo.load("shapes-vae-4").latent_dim == 4 and zoo.path("shapes-vae-4").parent == given_folder / "models"
+
+
+def test_an_installed_package_writes_into_the_cache_of_the_user(tmp_path):
+    shutil.copytree(CLONE / "manifold_lib", tmp_path / "site-packages/manifold_lib")
+    code = "from manifold_lib.data import folders; from manifold_lib.reproduction import runtime; "
+    code += "print(folders.CACHE, runtime.MODELS, sep='\\n')"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site-packages"), "XDG_CACHE_HOME": str(tmp_path / "u")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == [str(tmp_path / "u/manifold_lib" / name) for name in ("cache", "models")]
+
+
+def test_a_missing_model_is_trained_after_its_parents_then_loaded(tiny, monkeypatch):
+    child = TINY._replace(
+        kind="reconstructions", parents=(tiny,), build=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    )
+    monkeypatch.setitem(zoo.RECIPES, "child", child)
+    zoo.train("child", device=torch.device("cpu"))
+    assert zoo.card("child")["parents"] == {tiny: zoo.card(tiny)["sha256"]}
     model = zoo.load(tiny)
     card = zoo.card(tiny)
     assert list(card) == CARD
@@ -119,6 +157,7 @@ def test_models_of_drawn_images_need_no_files(folders, monkeypatch):
     few = datasets.Dataset(torch.rand(40, 1, 32, 32), torch.arange(40) % 4, "0" * 64)
     monkeypatch.setattr(zoo, "_images", lambda name, train: few)
     monkeypatch.setitem(zoo.RECIPES, "shapes-softplus", zoo.RECIPES["shapes-softplus"]._replace(epochs=1))
+    zoo.train("shapes-softplus", device=torch.device("cpu"))
     assert zoo.load("shapes-softplus")(few.inputs).shape == (40, 4)
 
 
@@ -150,19 +189,23 @@ def test_an_interrupted_training_resumes(tiny, monkeypatch):
 
 
 def test_changed_weights_are_refused(tiny):
-    zoo.load(tiny)
+    zoo.train(tiny, device=torch.device("cpu"))
     zoo.path(tiny).write_bytes(zoo.path(tiny).read_bytes()[:-2] + b"??")
     with pytest.raises(files.CorruptFile, match=r"tiny\.safetensors"):
         zoo.load(tiny)
 
 
 def test_weights_without_a_card_are_trained_again(tiny):
-    zoo.load(tiny)
+    zoo.train(tiny, device=torch.device("cpu"))
     zoo.path(tiny).with_suffix(".json").unlink()
+    with pytest.raises(datasets.DataNotFound):
+        zoo.load(tiny)
+    zoo.train(tiny, device=torch.device("cpu"))
     zoo.load(tiny)
 
 
 def test_load_on_the_automatic_device(tiny):
+    zoo.train(tiny, device=torch.device("cpu"))
     zoo.load(tiny, "auto")
 
 
@@ -178,7 +221,7 @@ def train_tiny(root, log):
         return fit(*arguments, **more)
 
     training.fit = logged
-    zoo.load("tiny")
+    zoo.train("tiny", device=torch.device("cpu"))
 
 
 def test_two_processes_train_once(folders, tmp_path, processes):
