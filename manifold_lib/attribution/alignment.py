@@ -3,7 +3,6 @@
 Here v = x − a, and h is the gradient averaged from a to x.
 """
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -58,10 +57,9 @@ def gradient_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor
         end = scorer.score(inputs)
         change = end - scorer.score(torch.zeros_like(inputs))
         needed, scale = end - search.c * change, change.abs().clamp_min(0.05)
-    variable = starts.clone()
-    first, second = torch.zeros_like(variable), torch.zeros_like(variable)
-    for iteration in itertools.count(1):
-        variable.requires_grad_()
+    variable = starts.clone().requires_grad_()
+    optimizer = torch.optim.Adam([variable], lr=search.learning_rate, maximize=True)
+    while True:
         with torch.enable_grad():
             baselines = variable if search.decode is None else search.decode(variable)
             average = _average(scorer, search.n_steps, inputs, baselines, graph=not search.stop_gradient)
@@ -76,14 +74,12 @@ def gradient_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor
                 linear = (slope * baselines).flatten(1).sum(1) / scale
                 objective = fraction - 2 * linear.where(violation > 0, 0)
             (gradient,) = torch.autograd.grad(objective.sum(), variable)
-        variable = variable.detach()
-        yield baselines.detach(), fraction.detach(), violation.detach()
-        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
-        spread = (second / (1 - 0.999**iteration)).sqrt() + 1e-8
-        variable = variable + search.learning_rate * first / (1 - 0.9**iteration) / spread
+        yield baselines.detach().clone(), fraction.detach(), violation.detach()  # the optimiser works in place
+        variable.grad = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        optimizer.step()
         if search.constraint == "box":
-            variable = variable.clamp(*search.clamp)
+            with torch.no_grad():
+                variable.clamp_(*search.clamp)
 
 
 def is_piecewise_linear(scorer: Scorer, inputs: Tensor, clamp: tuple[float, float]) -> bool:

@@ -141,9 +141,9 @@ def relax_potential(
     best, best_energy = points.clone(), sign * beta * squares.sqrt()
     earlier, quiet = best_energy.sum(1), torch.zeros(len(points), dtype=torch.int64, device=points.device)
     iterations = quiet.clone()
-    mean, variance = torch.zeros_like(points), torch.zeros_like(points)
+    optimizer = torch.optim.Adam([points], lr=0.01)
     tiny = torch.finfo(points.dtype).tiny
-    for iteration in passes:
+    for _ in passes:
         rows = ((quiet < 25) & torch.isfinite(earlier)).nonzero().squeeze(1)
         if not len(rows):
             break
@@ -153,11 +153,8 @@ def relax_potential(
         gradient += sign * beta * turns[rows] / norms.clamp_min(tiny)[:, :, None]
         if not free_ends:
             gradient[:, [0, -1]] = 0
-        mean[rows] = 0.9 * mean[rows] + 0.1 * gradient
-        variance[rows] = 0.999 * variance[rows] + 0.001 * gradient.square()
-        count = iteration + 1
-        corrected = mean[rows] / (1 - 0.9**count), variance[rows] / (1 - 0.999**count)
-        points[rows] -= 0.01 * corrected[0] / (corrected[1].sqrt() + 1e-8)
+        points.grad = torch.zeros_like(points).index_copy(0, rows, gradient)
+        optimizer.step()  # paths that have converged drift on, unread
         squares[rows], turns[rows] = slope(points[rows], rows)
         energy = pull * (points[rows] - first[rows]).norm(dim=2) + sign * beta * squares[rows].sqrt()
         better = energy < best_energy[rows]
