@@ -47,9 +47,17 @@ def test_python_range_is_the_same() -> None:
     assert SpecifierSet(wanted) == SpecifierSet(
         re.sub(r"\((\d+), (\d+)\) <= v < \((\d+), (\d+)\)", r">=\1.\2,<\3.\4", limits)
     )
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
-    for version in workflow["jobs"]["check"]["strategy"]["matrix"]["python"]:
-        assert SpecifierSet(wanted).contains(version)
+
+
+def test_the_workflow_tries_the_lock_the_lowest_versions_and_every_python() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    assert set(jobs) == {"lock", "versions"}
+    assert [step["run"] for step in jobs["lock"]["steps"] if "run" in step] == ["make env", ".ci/run"]
+    tried = [(each["python"], each["resolution"]) for each in jobs["versions"]["strategy"]["matrix"]["include"]]
+    pythons = [f"3.{minor}" for minor in range(30) if SpecifierSet(PROJECT["requires-python"]).contains(f"3.{minor}")]
+    assert tried == [(pythons[0], "lowest-direct"), *((python, "highest") for python in pythons[1:])]
+    (install,) = [step["run"] for step in jobs["versions"]["steps"] if "pip install" in step.get("run", "")]
+    assert "--resolution ${{ matrix.resolution }}" in install and ".[dev,bench]" in install
 
 
 def test_lock_names_no_host_and_hashes_every_pin() -> None:
