@@ -74,7 +74,7 @@ def gradient_steps(search: Search, inputs: Tensor, starts: Tensor, basis: Tensor
                 linear = (slope * baselines).flatten(1).sum(1) / scale
                 objective = fraction - 2 * linear.where(violation > 0, 0)
             (gradient,) = torch.autograd.grad(objective.sum(), variable)
-        yield baselines.detach(), fraction.detach(), violation.detach()
+        yield baselines.detach().clone(), fraction.detach(), violation.detach()  # the optimiser works in place
         variable.grad = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         optimizer.step()
         if search.constraint == "box":

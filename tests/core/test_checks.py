@@ -41,7 +41,7 @@ def test_a_batch_passes_as_it_is_and_may_have_to_have_more_dimensions() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 0.5, True, X[:1], X])
-def test_numbers_and_batches_of_one_are_expanded(value: Any) -> None:
+def test_what_expands_is_expanded(value: Any) -> None:
     found = checks.check_like(value, X, "x")
     assert found.shape == X.shape and found.dtype == X.dtype
     assert torch.equal(found, value.expand_as(X) if isinstance(value, Tensor) else torch.full_like(X, value))
@@ -53,7 +53,7 @@ def test_numbers_and_batches_of_one_are_expanded(value: Any) -> None:
         ("black", "got str, wants a number or a tensor"),
         (draw(2, 2, 2), r"got shape \(2, 2, 2\), wants \(3, 2, 2\) like inputs"),
         (draw(3, 4), r"got shape \(3, 4\), wants"),
-        (draw(3, 2, 1), r"got shape \(3, 2, 1\), wants"),
+        (draw(3, 1, 3), r"got shape \(3, 1, 3\), wants"),
         (X.float(), "got torch.float32, wants torch.float64 like inputs"),
         (math.nan, "got NaN or infinity"),
     ],

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from helpers import close, draw
+from helpers import draw
 from torch import Tensor, nn
-from torch.autograd.functional import jvp as autograd_jvp
 
 from manifold_lib.core import modules
 
@@ -119,17 +117,3 @@ def test_a_model_made_in_inference_mode_is_left_alone() -> None:
     with modules.buffers_as_found([model]):
         pass
     assert model.running_mean is not None and model.running_mean.is_inference()
-
-
-def test_the_derivative_along_a_direction_comes_without_notices_of_deprecation() -> None:
-    weights, point, direction = draw(3, 3), draw(3, seed=1), draw(3, seed=2)
-
-    def function(x: Tensor) -> Tensor:
-        return torch.tanh(x @ weights).cumprod(0)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        value, slope = modules.jvp(function, point, direction)
-    expected = autograd_jvp(function, point, direction)
-    close(value, expected[0], 1e-14)
-    close(slope, expected[1], 1e-14)
