@@ -32,7 +32,8 @@ def _compare(strictly: Callable[..., bool], found: list[Any], stored: list[Any],
 def settle(found: Any, stored: Any) -> Any:
     """The outputs found, with what is the same to a reader put as stored."""
     if isinstance(found, str) and isinstance(stored, str):
-        return _settle_text(found, stored)
+        new, old = found.splitlines(True), stored.splitlines(True)
+        return "".join(map(_settle_line, new, old)) if len(new) == len(old) else found
     if isinstance(found, list) and isinstance(stored, list) and len(found) == len(stored):
         return [settle(*pair) for pair in zip(found, stored, strict=True)]
     if isinstance(found, dict) and isinstance(stored, dict):
@@ -45,8 +46,8 @@ def settle(found: Any, stored: Any) -> Any:
     return found
 
 
-def _settle_text(found: str, stored: str) -> str:
-    """The stored text, with those numbers of the found one that are not close."""
+def _settle_line(found: str, stored: str) -> str:
+    """The stored line, with those numbers of the found one that are not close."""
     new, old = _NUMBER.split(found), _NUMBER.split(stored)
     if [part.split() for part in new[::2]] != [part.split() for part in old[::2]]:
         return found
