@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .checks import check_batch
 from .derivatives import called, check_decoder, check_images, close, refuse, require_slope
-from .modules import check_mode, modules_of
+from .modules import buffers_as_found, check_mode, modules_of
 
 Decode = Callable[[Tensor], Tensor]
 
@@ -49,22 +49,14 @@ def _encode(vae: Any, inputs: Tensor, size: int) -> Tensor:
 
 def _decoder_of(vae: Any, inputs: Tensor, dtype: torch.dtype) -> Decode:
     """``vae.decode`` on copies of its buffers, refused where it gives anything but images like the inputs."""
-    parts = [part for module in modules_of(vae) for part in module.modules() if part._buffers]
-    parts = [part for part in parts if not isinstance(part, torch.jit.ScriptModule)]  # whose buffers stay
+    modules = modules_of(vae)
 
     def decode(latents: Tensor) -> Tensor:
-        found = [(part, *item) for part in parts for item in part.named_buffers(recurse=False)]
-        try:
-            for part, name, buffer in found:
-                # not restored by value, which forward mode and a kept graph may refuse
-                part._buffers[name] = buffer.clone()
+        with buffers_as_found(modules):
             images = called(vae.decode, latents.to(dtype), name="vae.decode")
-        finally:
-            for part, name, buffer in found:
-                part._buffers[name] = buffer
         wants = (len(latents), *inputs.shape[1:])
         got = tuple(check_images(images, latents, "vae.decode").shape)
-        refuse(got == wants, "vae.decode", f"output {got}", f"{wants} like inputs")
+        refuse(got == wants, "vae.decode", f"shape {got}", f"{wants} like inputs")
         return images.to(inputs.dtype)
 
     return decode

@@ -95,10 +95,10 @@ def check_decoder(
     check_mode(decoder, name)
     with buffers_as_found(modules_behind(decoder)), torch.inference_mode(False), torch.enable_grad():
         latents = latents.detach().clone()
-        check_rows(decoder, latents, name, size)
+        alone = check_rows(decoder, latents, name, size)
         if needs == "rows":
             return
-        point = latents[:1].clone().requires_grad_()
+        point = (latents[:1] if alone else latents).clone().requires_grad_()
         image = called(decoder, point.clone(), name=name)  # a copy, since a decoder may begin with an in-place layer
         attached = image.requires_grad and torch.autograd.grad(image.sum(), point, allow_unused=True)[0] is not None
         if not attached and needs == "slope":
@@ -107,26 +107,34 @@ def check_decoder(
     require_slope(attached, name)
 
 
-def check_rows(function: Function, points: Tensor, name: str, size: int | None = None) -> None:
-    """Refuse a function that gives another value for a row if another row stands beside it, or by chance."""
+def check_rows(function: Function, points: Tensor, name: str, size: int | None = None) -> bool:
+    """Refuse a function that gives another value for a row if another row stands beside it, or by chance.
+
+    False for one that takes no two rows, since it holds an argument for each row of a batch.
+    """
     beside = points[-1:] if not torch.equal(points[:1], points[-1:]) else points[:1] / 2
     beside = beside if points[:1].any() or beside.any() else beside + 0.1
     devices = [points.device] if points.device.type == "cuda" else []
     pairs = [points[:1], points[:1]] if size == 1 else [points[:1].repeat(2, *(1,) * (points.ndim - 1))]
     pairs += [] if size == 1 else [torch.cat([points[:1], beside])]
     with torch.no_grad(), torch.random.fork_rng(devices):
-        images = [check_images(called(function, pair.clone(), name=name), pair, name)[0] for pair in pairs]
-    got = "rows that depend on each other or on chance"
-    refuse(close(*images), name, got, "rows on their own, as in eval mode")
+        try:
+            images = [called(function, pair.clone(), name=name) for pair in pairs]
+        except Exception:  # whatever the user's code refuses two rows with; a real problem shows again
+            return False
+    values = [check_images(image, pair, name)[0] for image, pair in zip(images, pairs, strict=True)]
+    refuse(close(*values), name, "rows that depend on each other or on chance", "rows on their own, as in eval mode")
+    return True
 
 
 def check_images(images: object, points: Tensor, name: str) -> Tensor:
     """The output of a decoder or encoder: a floating-point tensor with a row for each point."""
     n, wants = len(points), "(B, *latent), the means" if name.endswith("encode") else "(B, *shape)"
-    refuse(isinstance(images, Tensor), name, f"output {type(images).__name__}", f"one tensor {wants}")
+    refuse(isinstance(images, Tensor), name, type(images).__name__, f"one tensor {wants}")
     assert isinstance(images, Tensor)
     met = images.ndim >= 2 and len(images) == n and images.is_floating_point()
-    refuse(met, name, f"output {tuple(images.shape)} of {images.dtype} for {n} rows", f"floating point {wants}")
+    what, rows = ("shape" if "." in name else "output"), ("images" if name.endswith("encode") else "latents")
+    refuse(met, name, f"{what} {tuple(images.shape)} of {images.dtype} for {n} {rows}", f"floating point {wants}")
     return images
 
 

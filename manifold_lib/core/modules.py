@@ -101,21 +101,27 @@ def check_mode(function: object, name: str = "decoder") -> None:
 
 @contextlib.contextmanager
 def buffers_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Restore the buffers of these modules at the end."""
-    kept = [
-        (part, name, buffer, buffer._version, buffer.clone())
+    """Let these modules change copies of their buffers, and put the buffers themselves back at the end.
+
+    They are not restored by value, which would spoil a graph that is kept; only those of scripts are.
+    """
+    found = [
+        (part, name, buffer)
         for module in modules
         for part in module.modules()
         for name, buffer in part.named_buffers(recurse=False)
         if not buffer.is_inference()
     ]
+    copies = {id(buffer): buffer.clone() for _, _, buffer in found}
+    kept = [entry for entry in found if not isinstance(entry[0], torch.jit.ScriptModule)]
+    for part, name, buffer in kept:
+        part._buffers[name] = copies[id(buffer)]
     try:
         yield
     finally:
+        for part, name, buffer in kept:
+            part._buffers[name] = buffer
         with torch.inference_mode(False), torch.no_grad():
-            for part, name, buffer, version, value in kept:
-                if not isinstance(part, torch.jit.ScriptModule):  # whose buffers cannot be replaced
-                    part._buffers[name] = buffer
-                # batch norm changes them without a new version; others are left, since a kept graph may hold them
-                if getattr(part, "training", False) or buffer._version != version:
-                    buffer.copy_(value)
+            for part, _, buffer in found:
+                if isinstance(part, torch.jit.ScriptModule) and not torch.equal(buffer, copies[id(buffer)]):
+                    buffer.copy_(copies[id(buffer)])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import (
+    PROBES,
     Counting,
     CurvedVAE,
     IdentityVAE,
@@ -162,14 +163,16 @@ def test_one_decode_and_one_gradient_a_step():
         decode = decoder
 
     ml.ma_gig(counted, inputs, target, vae=Counted, n_steps=50, bridge=False, internal_batch_size=4)
-    assert decoder.calls == [(4, False)] + [(4, True)] * 50 + [(4, False)], "the end of the path, then its steps"
-    assert counted.gradient_rows == 4 * 51
+    trial = [(2, False), (2, False), (1, True)]
+    steps = [(4, False)] + [(4, True)] * 50 + [(4, False)]
+    assert decoder.calls == trial + steps, "the end of the path, then its steps"
+    assert 4 * 51 <= counted.gradient_rows <= 4 * 51 + PROBES
     decoder.calls.clear(), counted.calls.clear()
     ml.ma_gig(counted, inputs, target, vae=Counted, n_steps=50, internal_batch_size=4)
-    assert len(decoder.calls) == 53 and counted.gradient_rows == 4 * (51 + 32)
+    assert len(decoder.calls) == len(trial) + 53 and 0 <= counted.gradient_rows - 4 * (51 + 32) <= PROBES
     decoder.calls.clear(), counted.calls.clear()
     ml.ma_gig(counted, inputs, target, vae=Counted, n_steps=50, published=True, internal_batch_size=4)
-    assert len(decoder.calls) == 50 and counted.gradient_rows == 4 * 51
+    assert len(decoder.calls) == len(trial) + 50 and 0 <= counted.gradient_rows - 4 * 51 <= PROBES
 
 
 def test_a_chunk_bounds_what_goes_through_at_once():
@@ -361,7 +364,7 @@ def test_a_baseline_that_all_share_is_encoded_once():
         decode = staticmethod(vae.decode)
 
     ml.ma_gig(model, inputs, target, vae=Counted, n_steps=2)
-    assert sum(rows for rows, _ in encoder.calls) == 5
+    assert sum(rows for rows, _ in encoder.calls) == 5 + 2, "and one image of each again"
 
 
 def test_a_decoder_larger_than_the_model_counts_in_the_size_of_a_pass():
@@ -407,4 +410,4 @@ def test_a_score_full_of_noise_costs_no_more_than_twice_the_steps():
     counted, inputs = Counting(nn.Sequential(smooth_model(), nn.Dropout(0.5))), draw(3, 1, 4, 4)
     with pytest.warns(RuntimeWarning, match="train mode"):
         ml.ma_gig(counted, inputs, 0, vae=CurvedVAE(), n_steps=40, bridge=False, internal_batch_size=3)
-    assert counted.gradient_rows <= 3 * (41 + 40) and counted.largest <= 3
+    assert counted.gradient_rows <= 3 * (41 + 40) + 2 * PROBES and counted.largest <= 3

@@ -90,7 +90,8 @@ def imported(files: list[Path]) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.split(".")[0])
     known = packages_distributions()
-    return {canonicalize_name(known[name][0]) for name in found - sys.stdlib_module_names - {"manifold_lib"}}
+    own = {"manifold_lib", *(path.stem for path in files)}
+    return {canonicalize_name(known[name][0]) for name in found - sys.stdlib_module_names - own}
 
 
 def names(requirements: list[str]) -> set[str]:

@@ -199,12 +199,12 @@ class Pair:
     decode = staticmethod(lambda z: z.view(-1, 1, 4, 4))
 
 
-class Single:
+class Whole:
     encode = staticmethod(lambda x: x.flatten(1))
-    decode = staticmethod(lambda z: z.view(-1, 1, 4, 4).float())
+    decode = staticmethod(lambda z: z.view(-1, 1, 4, 4).long())
 
 
-@pytest.mark.parametrize(("vae", "says"), [(Pair, "encode gave tuple"), (Single, "decode gave")])
+@pytest.mark.parametrize(("vae", "says"), [(Pair, "encode gave tuple"), (Whole, "decode gave")])
 def test_a_vae_that_gives_something_else_is_refused(vae, says):
     for method in (ml.enhanced_ig, ml.manifold_ig):
         with pytest.raises(ValueError, match=f"vae: {says}"):

@@ -277,9 +277,9 @@ def test_an_autoencoder_whose_rows_are_not_on_their_own_is_refused(part: str, ca
 def test_every_method_says_the_same_of_the_same_mistake(call: str) -> None:
     f, x, net = scores(), draw(2, 5, seed=4), plain()
     mistakes = {
-        r"vae: decode gave output \(\d+, 3\)": autoencoder(lambda z: net(z)[:, :3]),
-        "vae: decode gave output tuple": autoencoder(lambda z: (net(z), z)),
-        "vae: encode gave output tuple": autoencoder(net, lambda x: (x, x)),
+        r"vae: decode gave shape \(\d+, 3\)": autoencoder(lambda z: net(z)[:, :3]),
+        "vae: decode gave tuple": autoencoder(lambda z: (net(z), z)),
+        "vae: encode gave tuple": autoencoder(net, lambda x: (x, x)),
         "vae: got SimpleNamespace without encode": SimpleNamespace(decode=net),
         r"vae: got train mode \(Dropout\)": autoencoder(nn.Sequential(net, nn.Dropout())),
     }

@@ -76,7 +76,8 @@ def test_halving_calls_the_path_and_not_the_chord():
     path = ml.Path(at, end=torch.tensor([[-1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64))
     found, info = ml.integrate(model, path, tolerance=2e-3, return_info=True)
     assert info.converged.all() and (info.n_gradients > 19).all()
-    close(torch.cat(seen), torch.ones(len(torch.cat(seen))).double(), 1e-12)
+    met = torch.cat(seen[2:])  # after the two passes of a trial at noise
+    close(met, torch.ones(len(met)).double(), 1e-12)
     close(found, ml.integrate(model, path, n_steps=4096), 1e-2)
 
 
