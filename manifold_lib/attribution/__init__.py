@@ -1,5 +1,6 @@
 """Attributions: each says how much every input entry moves a model's score."""
 
+from ..core.checks import AttributionWarning
 from . import baselines
 from .blur import blur_ig, blur_path
 from .energy import energy_ig, energy_path
@@ -14,8 +15,8 @@ from .shapley import shapley_values
 from .tangential import TangentialBaseline, tangential_baseline, tangential_ig
 
 __all__ = [
-    "GraphPaths", "TangentialBaseline", "baselines", "blur_ig", "blur_path", "energy_ig", "energy_path", "enhanced_ig",
-    "enhanced_path", "expected_gradients", "geodesic_ig", "geodesic_paths", "gradient", "guided_ig", "guided_path",
+    "AttributionWarning", "GraphPaths", "TangentialBaseline", "baselines", "blur_ig", "blur_path", "energy_ig",
+    "energy_path", "enhanced_ig", "enhanced_path", "expected_gradients", "geodesic_ig", "geodesic_paths", "gradient", "guided_ig", "guided_path",
     "idgi", "input_x_gradient", "integrated_gradients", "ma_gig", "ma_gig_path", "manifold_ig", "manifold_path",
     "shapley_values", "smoothgrad", "tangential_baseline", "tangential_ig",
 ]  # fmt: skip

@@ -57,12 +57,10 @@ def test_report(readme, capsys):
     text = readme.read_text()
     assert text.startswith("# Title\n\n" + report.BEGIN) and text.endswith(report.END + "\n\nThe rest.\n")
     assert "\nold\n" not in text
-    row = next(line for line in text.splitlines() if line.startswith("| 2.1 |"))
-    assert row == (
-        "| 2.1 | a \\| b holds | 0.09 | 0.55 [0.5, 0.6] **reproduced** | not attempted (`make 02 PROFILE=paper`) |"
+    assert "| 02 example | 2, 0, 0, 1; 1 min | not run |" in text
+    assert not any(line.startswith("- ") for line in text.splitlines()), (
+        "a sentence whose claims are missing is left out"
     )
-    assert "| 2.2 | sums exactly | n/a | 1e-05 nats **reproduced** |" in text
-    assert "| 2.3 | on ImageNet | n/a | **not attempted** |" in text
 
 
 def test_gallery(readme):
@@ -85,7 +83,7 @@ def test_gallery(readme):
 
 def test_every_row_has_the_columns_of_its_header():
     documents = [document(), document(profile="paper")]
-    for text in (report.render_table(documents), report.render_gallery(documents)):
+    for text in (report.render_summary(documents), report.render_gallery(documents)):
         counts = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}
         assert len(counts) == 1
 
@@ -93,13 +91,20 @@ def test_every_row_has_the_columns_of_its_header():
 def test_counts_and_times_of_each_notebook_and_profile():
     documents = [document(), document(profile="paper"), document(slug="01_first")]
     documents[0]["provenance"]["seconds"], documents[1]["provenance"]["seconds"] = 200.0, 12.0
-    lines = report.render_counts(documents).splitlines()
-    device = documents[0]["provenance"]["device"]
-    titles = "| notebook | profile | reproduced | not reproduced | inconclusive | not attempted | time | device |"
-    assert lines[0] == titles
-    assert lines[3] == f"| 02 example | `small` | 2 | 0 | 0 | 1 | 3 min | {device} |"
-    assert lines[4] == f"| 02 example | `paper` | 2 | 0 | 0 | 1 | under 1 min | {device} |"
-    assert lines[2].startswith("| 01 first | `small` |") and lines[5:] == [""]
+    lines = [line for line in report.render_summary(documents).splitlines() if line.startswith("| 0")]
+    assert lines == [
+        "| 01 first | 2, 0, 0, 1; 1 min | not run |",
+        "| 02 example | 2, 0, 0, 1; 3 min | 2, 0, 0, 1; 1 min |",
+    ]
+
+
+def test_what_was_found_is_said_with_the_numbers_of_the_claims(monkeypatch):
+    monkeypatch.setattr(report, "FINDINGS", ("It is {2.1}, exactly {2.2}.", "Not {2.3}.", "Nor {9.9}."))
+    documents = [document(), document(profile="paper", claims=document(value=-0.5)["claims"][:1])]
+    text = report.render_summary(documents)
+    assert text.startswith("- It is -0.45 [-0.50, -0.40], exactly 0.00.\n\n"), (
+        "the profile nearer to the paper goes first"
+    )
 
 
 def test_smoke_results_are_not_read(readme):
@@ -121,7 +126,7 @@ def test_nothing_is_written_when_no_number_changed(readme, capsys):
     assert capsys.readouterr().out == ""
     write(document(value=0.7))
     report.main()
-    assert "0.75 [0.7, 0.8]" in readme.read_text() and "0.75 [0.7, 0.8]" in (runtime.FIGURES / "README.md").read_text()
+    assert "0.75 [0.7, 0.8]" in (runtime.FIGURES / "README.md").read_text()
 
 
 def test_a_missing_figure_fails(readme):
