@@ -4,7 +4,6 @@ from typing import Any
 
 from . import attribution, data, evaluation, geometry, models, paths
 from .attribution import *
-from .core.checks import AttributionWarning
 from .data.generated import Samples, sample_generated
 from .data.shapes import ShapeSamples, render_shapes, sample_shapes, shape_decoder
 from .evaluation import *
@@ -14,15 +13,7 @@ from .paths import *
 
 __all__ = [
     *(*attribution.__all__, *evaluation.__all__, *geometry.__all__, *models.__all__, *paths.__all__),
-    *(
-        "AttributionWarning",
-        "Samples",
-        "ShapeSamples",
-        "render_shapes",
-        "sample_generated",
-        "sample_shapes",
-        "shape_decoder",
-    ),
+    *("Samples", "ShapeSamples", "render_shapes", "sample_generated", "sample_shapes", "shape_decoder"),
     *("attribution", "data", "evaluation", "geometry", "models", "paths"),
 ]
 

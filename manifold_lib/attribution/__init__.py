@@ -16,7 +16,7 @@ from .tangential import TangentialBaseline, tangential_baseline, tangential_ig
 
 __all__ = [
     "AttributionWarning", "GraphPaths", "TangentialBaseline", "baselines", "blur_ig", "blur_path", "energy_ig",
-    "energy_path", "enhanced_ig", "enhanced_path", "expected_gradients", "geodesic_ig", "geodesic_paths", "gradient", "guided_ig", "guided_path",
-    "idgi", "input_x_gradient", "integrated_gradients", "ma_gig", "ma_gig_path", "manifold_ig", "manifold_path",
-    "shapley_values", "smoothgrad", "tangential_baseline", "tangential_ig",
+    "energy_path", "enhanced_ig", "enhanced_path", "expected_gradients", "geodesic_ig", "geodesic_paths", "gradient",
+    "guided_ig", "guided_path", "idgi", "input_x_gradient", "integrated_gradients", "ma_gig", "ma_gig_path",
+    "manifold_ig", "manifold_path", "shapley_values", "smoothgrad", "tangential_baseline", "tangential_ig",
 ]  # fmt: skip
