@@ -71,7 +71,7 @@ report: | $(ENV) ## the tables and the gallery, from the results at hand ## seco
 	$(WRITE_REPORT)
 
 refresh: | $(ENV) ## execute the sources in place and keep their outputs ## 1 min a notebook
-	@$(RUN) refresh $(SLUGS)
+	@OMP_NUM_THREADS=1 $(RUN) refresh $(SLUGS)
 
 site: | $(ENV) ## notebooks, gallery and API as HTML in .build/site ## under 1 min
 	$(PY) notebooks/site/build.py $(PROFILE)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-RELATIVE, ABSOLUTE = 0.05, 0.005
+RELATIVE, ABSOLUTE = 0.15, 0.01
 _NUMBER = re.compile(r"([-+−]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?)")
 
 
