@@ -31,6 +31,8 @@ def main() -> None:
         os.environ["MANIFOLD_DATA"] = str(Path(data).expanduser().resolve())  # the kernel starts in another folder
         if not os.access(os.environ["MANIFOLD_DATA"], os.R_OK | os.X_OK):
             sys.exit(f"MANIFOLD_DATA={data}: there is no such folder, or it cannot be read")
+    # tqdm would warn that it has no widgets
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     os.chdir(execute.ROOT)
     for number in signal.SIGTERM, signal.SIGHUP:
         signal.signal(number, signal.default_int_handler)
