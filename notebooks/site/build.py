@@ -107,8 +107,9 @@ def relink(root: Path, source: Path, page: str, text: str) -> str:
             return found[0]  # code, an address, or a mistake, which Sphinx reports
         if file.is_dir():
             return found[1] if found[1] is not None else found[0]
-        if file.suffix == ".ipynb":
-            place = os.path.relpath(f"notebooks/{file.name}", Path(page).parent)
+        if file.suffix == ".ipynb" or file.parent == root / "notebooks" / "site":  # its pages are beside the index
+            page_of = f"notebooks/{file.name}" if file.suffix == ".ipynb" else file.name
+            place = os.path.relpath(page_of, Path(page).parent)
             return found[0].replace(link, place + (f"#{fragment}" if fragment else ""))
         if file.suffix != ".md":
             copy = source / file.relative_to(root)
