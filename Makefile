@@ -90,7 +90,7 @@ lab: | $(ENV) ## open the notebooks in JupyterLab ## seconds
 # Processes use cores better than threads do; each holds 1 GB.
 PARALLEL = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4
 
-test: | $(ENV) ## tests and doctests, with the line coverage of the library ## 9 min
+test: | $(ENV) ## tests and doctests, with the line coverage of the library ## 7 min
 	$(PARALLEL) --dist worksteal tests manifold_lib --ignore=tests/bench --ignore=manifold_lib/reproduction \
 		--doctest-modules --cov --cov-report=term
 
