@@ -48,8 +48,8 @@ def test_no_output_names_the_folder_of_the_data(monkeypatch, tmp_path):
 def test_folders_of_this_machine_get_short_names(monkeypatch):
     text = execute.tidy(with_output(f"{execute.ROOT}/data and {Path.home()}/x\n"))
     assert '"data and ~/x' in text
-    monkeypatch.setattr("sys.base_prefix", "/work/python")  # that of the standard library, beside the environment's
-    text = execute.tidy(with_output(f"{warnings.__file__}: ! at /work/python/lib/x.py, then\n/srv/here/<b>"))
+    monkeypatch.setattr("sys.base_prefix", "/opt/python")  # that of the standard library, beside the environment's
+    text = execute.tidy(with_output(f"{warnings.__file__}: ! at /opt/python/lib/x.py, then\n/srv/here/<b>"))
     assert not execute.absolute_paths(text) and "python/lib/x.py" in text and "…/here<b>" in text
 
 
