@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.checks import check_baselines, check_choice, check_count, check_positive, check_precise, warn
+from ..core.checks import check_baselines, check_choice, check_count, check_positive, check_precise, warn_of
 from ..core.progress import progress_bar
 from ..core.scorer import Model, Scorer, Target, scoring
 from ..geometry.curves import line_between
@@ -227,10 +227,8 @@ def _relaxed(scorer: Scorer, inputs: Tensor, baselines: Tensor, n_steps: int, se
         length = (metric.sqrt() * points.diff(dim=1).norm(dim=2)).sum(1)
         parts.append((points.unflatten(2, shape), reached, length, iterations, converged & ~(stuck[rows] & moves)))
     points, reached, length, iterations, converged = (torch.cat(part) for part in zip(*parts, strict=True))
-    late = int((~converged & ~reached.isnan()).sum())  # NaN is counted elsewhere
-    if late and moves:
-        message = f"energy_path: {late} of {len(inputs)} paths had not converged after {most} iterations"
-        warn(message, 4)
+    late = ~converged & ~reached.isnan() & moves  # NaN is counted elsewhere
+    warn_of("energy_path", late, f"paths had not converged after {most} iterations", 5)
     return {"points": points, "energy": reached, "length": length, "iterations": iterations, "converged": converged}
 
 

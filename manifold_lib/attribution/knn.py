@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.autoencoder import encoded
-from ..core.checks import check_baselines, check_batch, check_choice, check_count, check_like, warn
+from ..core.checks import check_baselines, check_batch, check_choice, check_count, check_like, warn_of
 from ..core.scorer import LEAST_CHANGE, Model, Scorer, Target, scoring
 from ..paths.edges import Edges, Graph, edge_integrals, sum_along
 from ..paths.graph import Indices, nearest_nodes, neighbour_edges, shortest_paths, walk_back
@@ -232,7 +232,7 @@ def _stacked(parts: list[Indices]) -> Indices:
 def _sums(scorer: Scorer, graph: Graph, searches: list[_Search], n_nodes: int) -> Tensor:
     """The sums along all paths, NaN where there is none: (B, *shape). Those that miss their change are counted."""
     total = graph.vertices.new_zeros(scorer.batch, *graph.shape, dtype=graph.dtype)
-    n, n_missed = len(graph.vertices), 0
+    n, missed = len(graph.vertices), torch.zeros(scorer.batch, dtype=torch.bool, device=total.device)
     for rows, vertices, length, edges in searches:
         images, walks = (torch.from_numpy(part).to(total.device) for part in (rows, vertices))
         here, there = walks[:, :-1], walks[:, 1:]
@@ -245,10 +245,8 @@ def _sums(scorer: Scorer, graph: Graph, searches: list[_Search], n_nodes: int) -
             sums = sum_along(scorer, graph, edges, used, len(some), n_nodes)
             change = edges.scores[walks[some, -1]] - edges.scores[walks[some, 0]]
             error = (sums.flatten(1).sum(1, dtype=torch.float64) - change).abs()
-            n_missed += int((error > _MISSED * change.abs().clamp_min(LEAST_CHANGE)).sum())
+            missed[images[some]] = error > _MISSED * change.abs().clamp_min(LEAST_CHANGE)
             sums[torch.isinf(length[some])] = torch.nan
             total[images[some]] = sums.to(total.dtype)
-    if n_missed:
-        message = f"geodesic_ig: {n_missed} of {len(total)} sums miss f(x) - f(x') by more than 1 %; take more n_nodes"
-        warn(message)
+    warn_of("geodesic_ig", missed, "sums miss f(x) - f(x') by more than 1 %; take more n_nodes")
     return total

@@ -190,9 +190,8 @@ def manifold_path(
             options: dict[str, Any] = {"max_iter": max_iter, "internal_batch_size": internal_batch_size}
             points = geodesic(decode, start, end, n_steps=n_steps, **options).points
             if create_graph:
-                t = torch.linspace(0, 1, n_steps + 1, dtype=points.dtype, device=points.device).view(
-                    1, -1, *(1,) * (start.ndim - 1)
-                )
+                t = torch.linspace(0, 1, n_steps + 1, dtype=points.dtype, device=points.device)
+                t = t.view(1, -1, *(1,) * (start.ndim - 1))
                 points = points + t * (end - end.detach())[:, None] + (1 - t) * (start - start.detach())[:, None]
             latent_path = spline_path(points)
         curve = decoded_path(decode, latent_path, size)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_batch
-from .derivatives import called, check_decoder, check_images, close, refuse, require_slope
+from .checks import check_batch, require
+from .derivatives import called, check_decoder, check_images, close, require_slope
 from .modules import buffers_as_found, check_mode, modules_of
 
 Decode = Callable[[Tensor], Tensor]
@@ -39,10 +39,12 @@ def _encode(vae: Any, inputs: Tensor, size: int) -> Tensor:
     for some in inputs.split(size):
         # a copy, since an encoder may begin with an in-place layer
         parts.append(check_images(called(vae.encode, some.clone(), name="vae.encode"), some, "vae.encode"))
-    latents = check_batch(torch.cat(parts), "vae.encode(inputs)")
+    latents = check_batch(torch.cat(parts), "vae.encode")
     with torch.no_grad():  # one image again, alone: its latents depend neither on the others nor on chance
         again = called(vae.encode, inputs[:1].clone(), name="vae.encode")
-    refuse(close(latents[:1].detach(), again), "vae.encode", "rows that depend on each other or on chance", "the means")
+    require(
+        close(latents[:1].detach(), again), "vae.encode", "rows that depend on each other or on chance", "the means"
+    )
     require_slope(latents.requires_grad or not (torch.is_grad_enabled() and inputs.requires_grad), "vae.encode")
     return latents
 
@@ -56,7 +58,7 @@ def _decoder_of(vae: Any, inputs: Tensor, dtype: torch.dtype) -> Decode:
             images = called(vae.decode, latents.to(dtype), name="vae.decode")
         wants = (len(latents), *inputs.shape[1:])
         got = tuple(check_images(images, latents, "vae.decode").shape)
-        refuse(got == wants, "vae.decode", f"shape {got}", f"{wants} like inputs")
+        require(got == wants, "vae.decode", f"shape {got}", f"{wants} like inputs")
         return images.to(inputs.dtype)
 
     return decode

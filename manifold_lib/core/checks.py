@@ -17,10 +17,17 @@ def warn(message: str, stacklevel: int = 2) -> None:
     warnings.warn(message, AttributionWarning, stacklevel=stacklevel + 1)
 
 
+def warn_of(name: str, rows: Tensor, what: str, stacklevel: int = 3) -> None:
+    """One warning to the user of a public function, which counts the rows that are true."""
+    if n_rows := int(rows.sum()):
+        warn(f"{name}: {n_rows} of {len(rows)} {what}", stacklevel)
+
+
 def require(met: bool | Tensor, name: str, got: object, wants: object) -> None:
-    """Refuse an argument unless a condition is met."""
+    """Refuse an argument, or what a part of one gives, such as ``vae.decode``, unless a condition is met."""
     if not met:
-        raise ValueError(f"{name}: got {got}, wants {wants}")
+        owner, _, part = name.partition(".")
+        raise ValueError(f"{owner}: {f'{part} gave' if part else 'got'} {got}, wants {wants}")
 
 
 def check_batch(value: Tensor, name: str = "inputs", *, min_dim: int = 2) -> Tensor:
@@ -120,5 +127,4 @@ def floor_of(count: float) -> int:
 
 def warn_non_finite(values: Tensor, name: str) -> None:
     """One warning that counts the images whose result holds NaN or infinity."""
-    if bad := int((~torch.isfinite(values.detach().flatten(1)).all(1)).sum()):
-        warn(f"{name}: {bad} of {len(values)} images have NaN or infinite values", 3)
+    warn_of(name, ~torch.isfinite(values.detach().flatten(1)).all(1), "images have NaN or infinite values", 4)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .checks import require
 from .modules import buffers_as_found, check_mode, modules_behind, tensors_of
 
 Function = Callable[..., Tensor]
@@ -123,18 +124,18 @@ def check_rows(function: Function, points: Tensor, name: str, size: int | None =
         except Exception:  # whatever the user's code refuses two rows with; a real problem shows again
             return False
     values = [check_images(image, pair, name)[0] for image, pair in zip(images, pairs, strict=True)]
-    refuse(close(*values), name, "rows that depend on each other or on chance", "rows on their own, as in eval mode")
+    require(close(*values), name, "rows that depend on each other or on chance", "rows on their own, as in eval mode")
     return True
 
 
 def check_images(images: object, points: Tensor, name: str) -> Tensor:
     """The output of a decoder or encoder: a floating-point tensor with a row for each point."""
     n, wants = len(points), "(B, *latent), the means" if name.endswith("encode") else "(B, *shape)"
-    refuse(isinstance(images, Tensor), name, type(images).__name__, f"one tensor {wants}")
+    require(isinstance(images, Tensor), name, type(images).__name__, f"one tensor {wants}")
     assert isinstance(images, Tensor)
     met = images.ndim >= 2 and len(images) == n and images.is_floating_point()
     what, rows = ("shape" if "." in name else "output"), ("images" if name.endswith("encode") else "latents")
-    refuse(met, name, f"{what} {tuple(images.shape)} of {images.dtype} for {n} {rows}", f"floating point {wants}")
+    require(met, name, f"{what} {tuple(images.shape)} of {images.dtype} for {n} {rows}", f"floating point {wants}")
     return images
 
 
@@ -147,13 +148,6 @@ def require_slope(met: bool, name: str) -> None:
         of = {"model": "the inputs", "vae.encode": "the inputs", "path": "the time"}.get(name, "the latents")
         cut = "it may be computed under no_grad or inference_mode, or detached"
         raise ValueError(f"{owner}: {what} {do} not depend on {of} differentiably; {cut}")
-
-
-def refuse(met: bool, name: str, got: str, wants: str) -> None:
-    """:func:`manifold_lib.core.checks.require`, also of a part of an argument, such as ``vae.decode``."""
-    owner, _, part = name.partition(".")
-    if not met:
-        raise ValueError(f"{owner}: {part} gave {got}, wants {wants}" if part else f"{name}: got {got}, wants {wants}")
 
 
 def close(a: Tensor, b: Tensor) -> bool:

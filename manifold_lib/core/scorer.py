@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_batch, require, warn
+from .checks import check_batch, require, warn, warn_of
 from .derivatives import called, differentiable_kernels, require_slope
 from .modules import buffers_as_found, fickle_layers, modules_behind, modules_of, tensors_of
 from .passes import channels_last, forward_points, plan_passes, tried
@@ -202,9 +202,8 @@ def scoring(
 def warn_incomplete(attributions: Tensor, change: Tensor, name: str) -> None:
     """One warning that counts the sums which miss the change of the score by half of it or more."""
     missed = (attributions.detach().flatten(1).sum(1) - change).abs() >= 0.5 * change.abs().clamp_min(LEAST_CHANGE)
-    if n_missed := int(missed.sum()):
-        what = "sums miss the change of the score by half of it or more"
-        warn(f"{name}: {n_missed} of {len(missed)} {what}; the score is too steep along the path for so few steps", 3)
+    what = "sums miss the change of the score by half of it or more"
+    warn_of(name, missed, f"{what}; the score is too steep along the path for so few steps", 4)
 
 
 def check_target(

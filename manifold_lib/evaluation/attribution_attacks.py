@@ -17,8 +17,8 @@ from ..core.checks import (
     check_map,
     check_positive,
     check_range,
-    warn,
     warn_non_finite,
+    warn_of,
 )
 from ..core.progress import progress_bar
 from ..core.scorer import Model, Scorer, Target, scoring
@@ -136,9 +136,8 @@ def attribution_attack(
     points, maps, kept, history = zip(*found, strict=True)
     attack = Attack(torch.cat(points), torch.cat(maps), torch.cat(kept), torch.cat(history, 1))
     warn_non_finite(attack.attributions, "attribution_attack")
-    if n_empty := int((~attack.attributions.flatten(1).any(1)).sum()):
-        message = f"attribution_attack: {n_empty} of {len(inputs)} images have maps of zeros, which lead nowhere"
-        warn(message)
+    empty = ~attack.attributions.flatten(1).any(1)
+    warn_of("attribution_attack", empty, "images have maps of zeros, which lead nowhere")
     return attack
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_map, check_share, floor_of, warn, warn_non_finite
+from ..core.checks import check_batch, check_map, check_share, floor_of, warn_non_finite, warn_of
 from .roar import ranks_of
 
 
@@ -157,8 +157,6 @@ def check_maps(maps: Tensor, min_dim: int = 2) -> None:
 
 def _correlation(a: Tensor, b: Tensor, *, name: str) -> Tensor:
     constant = ((a == a[:, :1]).all(1) | (b == b[:, :1]).all(1)) & torch.isfinite(a + b).all(1)
-    if constant.any():
-        n_pairs = f"{int(constant.sum())} of {len(constant)} pairs"
-        warn(f"{name}: {n_pairs} hold a constant map; their value is NaN", 3)
+    warn_of(name, constant, "pairs hold a constant map; their value is NaN", 4)
     a, b = (part - part.mean(1, keepdim=True) for part in (a, b))
     return ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).masked_fill(constant, torch.nan)

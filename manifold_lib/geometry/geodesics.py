@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_count, check_like, check_positive, check_precise
+from ..core.checks import check_batch, check_count, check_like, check_positive, check_precise, warn_of
 from ..core.derivatives import check_decoder
 from ..core.progress import progress_bar
 from . import curves
 from .curves import energy_of, knot_basis, line_between, of_less_energy
 from .solver import descend, mean_metric, mean_stretch
-from .tangent import Decoder, warn_of
+from .tangent import Decoder
 
 # Segments of the coarsest curve. Fewer bend too little to be worth a level of their own.
 COARSEST = 4

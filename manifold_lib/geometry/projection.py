@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_count, check_positive
+from ..core.checks import check_batch, check_count, check_positive, warn_of
 from ..core.derivatives import check_decoder, jvp
-from .tangent import Decoder, check_basis, check_floats, decoded, warn_of
+from .tangent import Decoder, check_basis, check_floats, decoded
 
 
 def project(vectors: Tensor, basis: Tensor) -> Tensor:

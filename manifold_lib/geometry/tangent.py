@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_count, check_positive, warn
+from ..core.checks import check_batch, check_count, check_positive, warn_of
 from ..core.derivatives import called, check_decoder, check_images, jvp
 
 Decoder = Callable[[Tensor], Tensor]
@@ -108,12 +108,6 @@ def tangent_basis(
     basis = torch.cat([orthonormal_columns(block, rtol) for block in blocks])
     warn_of("tangent_basis", torch.isnan(basis[:, 0, 0]), "Jacobians hold NaN or infinity")
     return basis
-
-
-def warn_of(function: str, rows: Tensor, what: str) -> None:
-    """One warning to the user of a public function, which counts the rows that are true."""
-    if n_rows := int(rows.sum()):
-        warn(f"{function}: {n_rows} of {len(rows)} {what}", 3)
 
 
 def orthonormal_columns(matrices: Tensor, rtol: float | None = None) -> Tensor:

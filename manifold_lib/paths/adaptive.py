@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..core.checks import check_positive, warn
+from ..core.checks import check_positive, warn_of
 from ..core.scorer import Scorer
 from .path import Path
 from .quadrature import empty_sum
@@ -56,9 +56,8 @@ def adaptive(
         refine(sums, pieces, halves(evaluate, scorer.size, average=average), policy)
         total[block], counts[block], converged[block] = sums.to(end.dtype), spent, reached
         finite[block] = torch.isfinite(sums).flatten(1).all(1)
-    if late := int((~converged & finite).sum()):  # NaN is counted elsewhere
-        message = f"{name}: {late} of {n_rows} images not converged to tolerance {tolerance:g} within {most} segments"
-        warn(message, 3)
+    # NaN is counted elsewhere
+    warn_of(name, ~converged & finite, f"images not converged to tolerance {tolerance:g} within {most} segments", 4)
     return total, counts, converged
 
 

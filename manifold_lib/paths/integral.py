@@ -145,41 +145,42 @@ def integrate(
         check_adaptive(tolerance, method, create_graph)
     path = _with_end(model, polyline(path) if isinstance(path, Tensor) else path)
     steps = n_steps or (50 if path.n_edges == 1 or method == "gausslegendre" else path.n_edges)
-    info, counts, converged = None, None, None
+    info, counts, converged, change = None, None, None, None
     with scoring(model, path.end, target, steps, additional_forward_args, internal_batch_size) as scorer:
         own = path.integral if n_steps is None and tolerance is None else None
         attributions = None if own is None else own(scorer, method, create_graph)
         if attributions is None and tolerance is not None:
             attributions, counts, converged = adaptive(scorer, path, tolerance, most=n_steps, name=name)
         elif attributions is None:
-            attributions = _sum_of_parts(scorer, path, method, steps, n_steps is None, create_graph)
+            if path.parts and not create_graph:
+                change = scorer.change(path.end, path_starts(path, scorer.size))
+            attributions = _sum_of_parts(scorer, path, method, steps, n_steps is None, create_graph, change)
             if not path.parts:
                 n_taken = count_nodes(method, steps, path.n_edges)
                 counts = torch.full((len(path.end),), n_taken, device=path.end.device)
-        # known where the integral needed it; an adaptive one says itself what it misses
-        known = path.start is not None and (own is not None or path.parts) and not create_graph
-        if return_info or known:
+        if change is None and (return_info or (own is not None and path.start is not None and not create_graph)):
             change = scorer.change(path.end, path_starts(path, scorer.size))
-            if tolerance is None:
-                warn_incomplete(attributions, change, name)
+        if change is not None and tolerance is None:  # an adaptive integral says itself what it misses
+            warn_incomplete(attributions, change, name)
         if return_info:
+            assert change is not None
             info = Info(attributions.detach().flatten(1).sum(1) - change, counts, converged)
     warn_non_finite(attributions, name)
     attributions = attributions if create_graph else attributions.detach()
     return attributions if info is None else (attributions, info)
 
 
-def _sum_of_parts(scorer: Scorer, path: Path, method: str, n_steps: int, own: bool, create_graph: bool) -> Tensor:
+def _sum_of_parts(
+    scorer: Scorer, path: Path, method: str, n_steps: int, own: bool, create_graph: bool, change: Tensor | None
+) -> Tensor:
     """The integral along a path or each of its parts, of which straight ones are bridges: (B, *shape).
 
-    With ``own``, a part that brings its integral gives that.
+    With ``own``, a part that brings its integral gives that. ``change`` (B,) says what bridges may miss.
     """
     settings: dict[str, Any] = {"method": method, "n_steps": n_steps, "create_graph": create_graph}
     if not path.parts:
         return line_integral(scorer, path, **settings)
-    total, allowed = empty_sum(path.end), None
-    if not create_graph:
-        allowed = share_of(scorer.change(path.end, path_starts(path.parts[0], scorer.size)))
+    total, allowed = empty_sum(path.end), None if change is None else share_of(change)
     for part in path.parts:
         known = None
         if part.displacement is not None:
