@@ -56,11 +56,13 @@ def _usable(output: Tensor) -> Tensor:
 def jvp(function: Function, point: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     """Value and directional derivative; by two backward passes where a function has no forward mode.
 
-    A function has none if it takes gradients inside, or holds an operation without a rule for it.
+    A function has none if it takes gradients inside, or holds an operation without a rule for it. In inference mode,
+    where torch 2.11 gives zeros, this works as under ``no_grad``.
     """
-    with differentiable_kernels(), warnings.catch_warnings():
+    keep = torch.is_grad_enabled()  # which leaving inference mode would turn on
+    with torch.inference_mode(False), torch.set_grad_enabled(keep), differentiable_kernels(), warnings.catch_warnings():
         # torch's own first use of forward mode is deprecated
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.script")
         try:
             result: Any = torch.func.jvp(function, (point,), (direction,))
             return result

@@ -61,7 +61,7 @@ def _jacobian_blocks(decoder: Decoder, latents: Tensor, internal_batch_size: int
         return jvp(lambda z: decoded(decoder, z), chunk, direction.expand_as(chunk))[1]
 
     for chunk in latents.split(n_rows):
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             try:
                 columns = torch.vmap(lambda direction, z=chunk: push(z, direction), chunk_size=n_at_once)(directions)
             except RuntimeError:  # a decoder that takes gradients inside, or branches, is pushed row by row
