@@ -62,7 +62,8 @@ def idgi(
         path = dataclasses.replace(path, end=check_like(inputs if path.end is None else path.end, inputs, "path"))
         own = dataclasses.replace(path, integral=lambda other, method, graph: _shared_out(other, path, n_steps))
         attributions = integrate(scorer, own, name="idgi")
-        return with_delta(scorer, attributions, inputs, path_starts(path, scorer.size), return_convergence_delta)
+        starts, unsaid = path_starts(path, scorer.size), "idgi" if path.start is None else None
+        return with_delta(scorer, attributions, inputs, starts, return_convergence_delta, unsaid)
 
 
 def _shared_out(scorer: Scorer, path: Path, n_steps: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.autoencoder import encoded
-from ..core.checks import check_baselines, check_batch, check_choice, check_count
+from ..core.checks import check_baselines, check_batch, check_choice, check_count, check_precise
 from ..core.modules import buffers_as_found, modules_of
 from ..core.passes import forward_points
 from ..core.scorer import Model, Target, scoring
@@ -71,7 +71,8 @@ def enhanced_ig(
         given: dict[str, Any] = {"bridge": bridge, "internal_batch_size": scorer.size, **graph}
         path = enhanced_path(inputs, vae=vae, baselines=baselines, **given)
         attributions = integrate(scorer, path, method=method, n_steps=n_steps, name="enhanced_ig", **graph)
-        return with_delta(scorer, attributions, inputs, baselines, return_convergence_delta)
+        unsaid = "enhanced_ig" if create_graph or not path.parts else None
+        return with_delta(scorer, attributions, inputs, baselines, return_convergence_delta, unsaid)
 
 
 @path_method
@@ -131,7 +132,8 @@ def manifold_ig(
         path = manifold_path(inputs, vae=vae, baselines=baselines, bridge=bridge and not published, **given, **graph)
         path, steps = (chord_times_mean(path, n_steps), None) if published else (path, n_steps)
         attributions = integrate(scorer, path, n_steps=steps, name="manifold_ig", **graph)
-        return with_delta(scorer, attributions, inputs, baselines, return_convergence_delta)
+        unsaid = "manifold_ig" if create_graph or not path.parts else None
+        return with_delta(scorer, attributions, inputs, baselines, return_convergence_delta, unsaid)
 
 
 def enhanced_path(
@@ -176,7 +178,7 @@ def manifold_path(
     """
     check_count(n_steps, "n_steps")
     check_count(max_iter, "max_iter", least=0)
-    check_batch(inputs)
+    check_precise(check_batch(inputs), "inputs")
     baselines = check_baselines(baselines, inputs)
     if not create_graph:
         inputs, baselines = inputs.detach(), baselines.detach()

@@ -85,7 +85,8 @@ def ma_gig(
         baselines = check_baselines(baselines, inputs).detach()
         path = ma_gig_path(scorer, inputs, baselines=baselines, **given, **options)
         attributions = integrate(scorer, path, name="ma_gig")
-        return with_delta(scorer, attributions, inputs.detach(), baselines, return_convergence_delta)
+        unsaid = None if path.parts or path.start is not None else "ma_gig"
+        return with_delta(scorer, attributions, inputs.detach(), baselines, return_convergence_delta, unsaid)
 
 
 def ma_gig_path(

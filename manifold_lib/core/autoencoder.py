@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_batch, require
-from .derivatives import called, check_decoder, check_images, close, require_slope
+from .derivatives import called, check_decoder, check_images, check_rows, require_slope
 from .modules import buffers_as_found, check_mode, modules_of
 
 Decode = Callable[[Tensor], Tensor]
@@ -25,6 +25,7 @@ def encoded(vae: Any, size: int, *images: Tensor, needs: str = "rows") -> tuple[
     for module in modules_of(vae):
         check_mode(module, "vae")
     found = [_encode(vae, batch, size) for batch in images]
+    check_rows(vae.encode, images[0].detach(), "vae.encode", size)
     decode = _decoder_of(vae, images[0], found[0].dtype)
     latents = [part.to(images[0].dtype) for part in found]
     check_decoder(decode, torch.cat([latents[0][:1], latents[-1][-1:]]), "vae.decode", needs=needs, size=size)
@@ -40,12 +41,11 @@ def _encode(vae: Any, inputs: Tensor, size: int) -> Tensor:
         # a copy, since an encoder may begin with an in-place layer
         parts.append(check_images(called(vae.encode, some.clone(), name="vae.encode"), some, "vae.encode"))
     latents = check_batch(torch.cat(parts), "vae.encode")
-    with torch.no_grad():  # one image again, alone: its latents depend neither on the others nor on chance
-        again = called(vae.encode, inputs[:1].clone(), name="vae.encode")
-    require(
-        close(latents[:1].detach(), again), "vae.encode", "rows that depend on each other or on chance", "the means"
-    )
-    require_slope(latents.requires_grad or not (torch.is_grad_enabled() and inputs.requires_grad), "vae.encode")
+    if torch.is_grad_enabled() and inputs.requires_grad:
+        point = inputs[:1].detach().clone().requires_grad_()
+        mean = called(vae.encode, point.clone(), name="vae.encode").sum()
+        slope = torch.autograd.grad(mean, point, allow_unused=True)[0] if mean.requires_grad else None
+        require_slope(slope is not None, "vae.encode")
     return latents
 
 

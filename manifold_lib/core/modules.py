@@ -1,8 +1,10 @@
 """The user's modules: how to find them, which mode they are in, and how they are left as found."""
 
 import contextlib
+import dis
 import functools
 import itertools
+import re
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -24,8 +26,17 @@ def tensors_of(function: object) -> Iterator[Tensor]:
 
 
 def modules_behind(function: Any) -> list[nn.Module]:
-    """The modules that a callable is, is a method of, or wraps as a closure or a partial does."""
-    return _found([function], lambda part: [getattr(part, "__wrapped__", None)])
+    """The modules that a callable is, is a method of, or wraps as a closure, a partial or by a global name."""
+    return _found([function], lambda part: [getattr(part, "__wrapped__", None), *_globals_of(part)])
+
+
+def _globals_of(function: Any) -> list[Any]:
+    """The modules and functions that a function of the user's calls by their global names, as in a notebook."""
+    if not isinstance(function, types.FunctionType) or function.__module__.partition(".")[0] == "torch":
+        return []
+    names = {op.argval for op in dis.get_instructions(function) if op.opname == "LOAD_GLOBAL"}
+    values = [function.__globals__[name] for name in names & function.__globals__.keys()]
+    return [value for value in values if isinstance(value, (nn.Module, types.FunctionType, functools.partial))]
 
 
 def modules_of(vae: Any) -> list[nn.Module]:
@@ -67,8 +78,9 @@ def fickle_layers(modules: Iterable[nn.Module]) -> tuple[str, bool]:
     # these do so in eval mode too
     fractional = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
     always = {_kind(part) for part in parts if isinstance(part, fractional) and part._random_samples is None}
-    norms = [part for part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    always |= {_kind(part) for part in norms if part.running_mean is None}
+    norm = nn.modules.batchnorm._BatchNorm
+    norms = [part for part in parts if isinstance(part, norm) or _scripted(part, "BatchNorm")]
+    always |= {_kind(part) for part in norms if getattr(part, "running_mean", None) is None}
     return ", ".join(sorted(training | always)), bool(training)
 
 
@@ -77,17 +89,22 @@ def _kind(part: nn.Module) -> str:
     return getattr(part, "original_name", type(part).__name__)
 
 
-def _trains_otherwise(part: nn.Module) -> bool:
+def _scripted(part: nn.Module, kind: str) -> bool:
+    """Whether a layer is a traced or scripted one of torch's of this kind, such as BatchNorm1d."""
+    return isinstance(part, torch.jit.ScriptModule) and re.fullmatch(rf"{kind}(\dd)?", _kind(part)) is not None
+
+
+def _trains_otherwise(part: Any) -> bool:
     """Whether a layer computes something else in train mode."""
-    if isinstance(part, nn.modules.instancenorm._InstanceNorm):
-        return part.track_running_stats  # without statistics it is the same in both modes
-    if isinstance(part, nn.RNNBase):
-        return part.dropout > 0 and part.num_layers > 1
+    if isinstance(part, nn.modules.instancenorm._InstanceNorm) or _scripted(part, "InstanceNorm"):
+        return getattr(part, "running_mean", None) is not None  # without statistics it is the same in both modes
+    if isinstance(part, nn.RNNBase) or _scripted(part, "RNN|LSTM|GRU"):
+        return getattr(part, "dropout", 0) > 0 and part.num_layers > 1
     if any(word in _kind(part) for word in ("BatchNorm", "Dropout", "DropPath", "StochasticDepth", "RReLU")):
         return True
     # attention, and blocks of vision transformers, hold a rate and call the function
-    rates = [value for name, value in vars(part).items() if "drop" in name and isinstance(value, float)]
-    return any(0 < rate <= 1 for rate in rates)
+    rates = [getattr(part, name, None) for name in {*vars(part), "dropout"} if "drop" in name]
+    return any(isinstance(rate, float) and 0 < rate <= 1 for rate in rates)
 
 
 def check_mode(function: object, name: str = "decoder") -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_count
-from .derivatives import close
+from .derivatives import rows_alone
 
 # On a CPU the cache limits the activations: 32 MiB are some 70 points of the paper's LeNet. Weights larger than the
 # cache are read in every pass, so activations of four times their size go at once. On a GPU the free memory limits.
@@ -79,26 +79,30 @@ def _kept(scores: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, n_points: 
     return sum(kept.values())
 
 
-def tried(scores: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, n_points: int = 2) -> tuple[bool, bool]:
+def tried(scores: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, n_rows: int = 2) -> tuple[bool, bool]:
     """Whether a model may be given channels-last order, and whether each row is on its own; tried at points of noise.
 
     On a CPU that order is faster. A model that relies on the other order (``view`` on feature maps) fails or differs.
     Maximum pooling is refused: the order changes the rounding, and with it which pixel wins a window that nearly ties.
     """
-    rows = torch.zeros(n_points, dtype=torch.int64, device=inputs.device)
-    points = torch.rand((n_points, *inputs.shape[1:]), generator=torch.Generator().manual_seed(0), dtype=inputs.dtype)
+    rows = torch.zeros(n_rows, dtype=torch.int64, device=inputs.device)
+    points = torch.rand((2, *inputs.shape[1:]), generator=torch.Generator().manual_seed(0), dtype=inputs.dtype)
     points = points.to(inputs.device)
-    beside = points.clone()
-    beside[1:] /= 2
     worth = inputs.device.type == "cpu" and inputs.dtype == torch.float32 and inputs.ndim == 4
+    graphs: list[Tensor] = []
+
+    def call(pair: Tensor) -> Tensor:
+        graphs.append(scores(pair.clone().requires_grad_(worth), rows))
+        return graphs[-1]
+
     with torch.enable_grad(), torch.random.fork_rng(_devices(inputs)):
-        usual = scores(points.requires_grad_(worth), rows)[:1]
-        if worth and not _pools_maxima(usual):
-            with contextlib.suppress(Exception), torch.no_grad():  # whatever the user's code refuses the order with
-                if close(usual.detach(), scores(channels_last(beside), rows)[:1]):
-                    return True, True
+        steady = rows_alone(call, points[:1], points[1:] / 2, n_rows)
         with torch.no_grad():
-            return False, close(usual.detach(), scores(beside, rows)[:1])
+            if worth and not _pools_maxima(graphs[0]):
+                with contextlib.suppress(Exception):  # whatever the user's code refuses the order with
+                    if steady(lambda pair: scores(channels_last(pair), rows)):
+                        return True, True
+            return False, steady(lambda pair: scores(pair, rows))
 
 
 def _pools_maxima(scores: Tensor) -> bool:

@@ -40,9 +40,11 @@ class Scorer:
     @contextlib.contextmanager
     def in_use(self, modules: Iterable[nn.Module] = ()) -> Iterator[None]:
         """Allow gradients; at the end put back the buffers of the model, and of other modules."""
-        grad_mode = torch.is_grad_enabled()
-        found = buffers_as_found([*modules_behind(self.model), *modules])
-        with found, torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
+        grad_mode, modules = torch.is_grad_enabled(), [*modules_behind(self.model), *modules]
+        recurrent = any(isinstance(part, nn.RNNBase) for module in modules for part in module.modules())
+        # cuDNN has no derivative of a recurrent layer in eval mode; torch's own kernels have
+        kernels = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
+        with buffers_as_found(modules), kernels, torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
             yield
 
     def of(self, rows: Tensor) -> "Scorer":
@@ -187,10 +189,10 @@ def scoring(
         scorer.size = scorer.forward = plan_passes(scorer.scores, inputs, n_points, internal_batch_size)
         if internal_batch_size is None:
             scorer.forward = forward_points(inputs, scorer.size)
-        if n_points >= 8:  # two points and two scores: a twentieth of so many, at most
+        if n_points >= 8 and not kinds:  # three passes of two points
             scorer.channels_last, steady = tried(scorer.scores, inputs, min(2, scorer.size))
-            kinds = kinds or ("" if steady else "no layer known for it")
-            scorer.fickle = bool(kinds)
+            kinds = "" if steady else "no layer known for it"
+            scorer.fickle = not steady
         if kinds:
             mode = "is in train mode" if training else "mixes the rows of a batch, or draws at random, in eval mode too"
             message = f"the model {mode} ({kinds}): it is used as found, so attributions are random or depend on the "

@@ -1,5 +1,6 @@
 """The generative route of paper 1: data whose manifold, tangent spaces and labels are known by construction."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_count, check_generator
+from ..core.derivatives import check_decoder, check_rows
+from ..core.modules import check_mode
 from ..core.progress import predict
 
 _BLOCK = 512
@@ -43,12 +46,16 @@ def sample_generated(
     """
     check_count(n_samples, "n_samples")
     check_generator(generator, "cpu")
+    check_mode(labeller, "labeller")
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     count = drawn = 0
     while count < n_samples:
         latents = torch.randn(_BLOCK, latent_dim, generator=generator)
-        images = predict(decoder, latents)
-        confidence, labels = predict(labeller, images).softmax(1).max(1)
+        images = predict(decoder, latents, name="decoder")
+        if not kept:
+            check_decoder(functools.partial(predict, decoder, name="decoder"), latents, needs="rows")
+            check_rows(functools.partial(predict, labeller, name="labeller"), images, "labeller")
+        confidence, labels = predict(labeller, images, name="labeller").softmax(1).max(1)
         accepted = torch.rand(_BLOCK, generator=generator) < confidence**2
         kept.append((images[accepted], labels[accepted], latents[accepted]))
         count += int(accepted.sum())

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_batch, check_choice, check_count, check_generator, check_positive, check_range
+from ..core.derivatives import require_slope
 from ..core.scorer import Model, Target, check_differentiable, scoring
 from .faithfulness import logits
 
@@ -75,7 +76,8 @@ def pgd(
             with torch.enable_grad():
                 loss = F.cross_entropy(*logits(scorer, points), reduction="sum")
                 check_differentiable(loss)
-            (gradient,) = torch.autograd.grad(loss, points, materialize_grads=True)
+            (gradient,) = torch.autograd.grad(loss, points, allow_unused=True)
+            require_slope(gradient is not None, "model")
             delta = delta + share * radius * ascent_direction(gradient, norm, norm_scope)
             delta = into_ball(delta, radius, norm, norm_scope)
             if clamp is not None:

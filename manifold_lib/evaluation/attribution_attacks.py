@@ -1,5 +1,6 @@
 """Targeted attacks on attributions: the prediction stays, the map becomes another (Dombrowski et al. 2019)."""
 
+import copy
 import functools
 import math
 import warnings
@@ -20,6 +21,7 @@ from ..core.checks import (
     warn_non_finite,
     warn_of,
 )
+from ..core.derivatives import differentiable_kernels
 from ..core.progress import progress_bar
 from ..core.scorer import Model, Scorer, Target, scoring
 from .attacks import ascent_direction, into_ball, radius_of
@@ -127,7 +129,7 @@ def attribution_attack(
     with_arguments(attribution, additional_forward_args)
     inputs, goals, found = inputs.detach(), relevance(target_maps.detach()), []
     forward = (additional_forward_args, internal_batch_size)
-    with scoring(model, inputs, target, 0, *forward) as scorer, warnings.catch_warnings():
+    with scoring(model, inputs, target, 8, *forward) as scorer, warnings.catch_warnings():
         # the attribution would repeat this warning at each step
         warnings.filterwarnings("ignore", message=".*it is used as found")
         for rows in torch.arange(len(inputs), device=inputs.device).split(internal_batch_size):
@@ -159,7 +161,7 @@ def _attack(
 
     def judged(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():  # an attribution of the user's own may need it, and may mark what it is given
-            maps = judge(model, at.detach().clone(), classes).detach()
+            maps = check_map(judge(model, at.detach().clone(), classes), at, "attribution").detach()
         return maps, _distance(maps, goal), logits(scorer, at)[0].argmax(1) == predicted
 
     points, best = inputs.clone(), inputs.clone()
@@ -170,9 +172,10 @@ def _attack(
     for i, beta in enumerate(progress_bar(betas, show=show, desc="attribution attack")):
         points = points.requires_grad_()
         with torch.enable_grad():
-            soft = _softened(model, beta)
+            soft, softer = _softened(model, beta), copy.copy(scorer)
+            softer.model = _softened(scorer.model, beta)
             distance = _distance(explain(soft, points, classes), goal)
-            change = F.kl_div(soft(points, *own).log_softmax(1), clean, reduction="none", log_target=True).sum(1)
+            change = F.kl_div(softer.scores(points).log_softmax(1), clean, reduction="none", log_target=True).sum(1)
             gradient = _gradient(distance + change, points, distance, i == 0)
         history.append(distance.detach())
         velocity = 0.9 * velocity + ascent_direction(gradient, "l2", "sample")
@@ -203,7 +206,7 @@ def _gradient(objective: Tensor, points: Tensor, distance: Tensor, first: bool) 
         if flow is None or not flow.any():
             raise ValueError(
                 "attribution: its derivative is zero everywhere, as that of a piecewise linear network's gradient is; "
-                "wants softplus_beta=(10, 100), which smooths calls of relu and no other kink, or another attribution"
+                "wants softplus_beta=(10, 100), which smooths relu outside scripts and no other kink; or another map"
             )
     return torch.nan_to_num(torch.autograd.grad(objective.sum(), points)[0])
 
@@ -240,7 +243,7 @@ class _Softplus(TorchFunctionMode):
 
 def _softened(model: Model, beta: float) -> Model:
     def softened(points: Tensor, *args: Any) -> Tensor:
-        with _Softplus(beta):
+        with _Softplus(beta), differentiable_kernels():
             return model(points.clone(), *args)  # it may begin with an in-place layer
 
     return softened

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checks import check_batch, check_count
+from ..core.checks import check_batch, check_count, require
+from ..core.modules import fickle_layers
 from ..core.progress import progress_bar
 from ..paths.path import column
 
@@ -117,6 +118,8 @@ def retrain(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build().to(device)
+    kinds, _ = fickle_layers([network.train()])
+    require(not kinds, "build", f"a network with {kinds}", "one without dropout or batch norm")
     stacked = {
         name: value.detach().expand(n_models, *value.shape).clone().requires_grad_()
         for name, value in network.named_parameters()
@@ -129,6 +132,8 @@ def retrain(
     for _ in progress_bar(range(epochs), show=progress, desc=f"{n_models} retrainings"):
         for rows in torch.randperm(n_images, generator=generator).to(device).split(batch_size):
             scores = forward(stacked, train_inputs[:, rows])
+            logits = isinstance(scores, Tensor) and scores.ndim == 3
+            require(logits, "build", "a network with other outputs", "logits (B, C)")
             # summed over the networks: each gets just its own gradient
             labels = train_labels[rows].expand(n_models, -1)
             loss = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="sum") / len(rows)

@@ -52,8 +52,10 @@ def randomised(model: nn.Module, *, n_layers: int | None = None, generator: torc
         for layer in copied.modules()
         if callable(getattr(layer, "reset_parameters", None)) and any(True for _ in layer.parameters(recurse=False))
     ]
+    if not layers:
+        raise ValueError("model: got no layers with reset_parameters, as in a script, wants some to draw anew")
     count = len(layers) if n_layers is None else check_count(n_layers, "n_layers")
-    if not layers or count > len(layers):
+    if count > len(layers):
         raise ValueError(f"n_layers: got {n_layers}, wants at most {len(layers)}, the model's layers with weights")
     drawn = {id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)}
     left = [name for name, parameter in copied.named_parameters() if id(parameter) not in drawn]
@@ -115,14 +117,21 @@ def max_sensitivity(
     device = check_generator(generator, inputs.device)
     explain = with_arguments(attribution, additional_forward_args)
     # the attribution finds the class itself, for each draw; class 0 in its place spares a pass
-    with scoring(model, inputs, 0 if target is None else target), warnings.catch_warnings():
-        # the attribution would repeat this warning for each draw
-        warnings.filterwarnings("ignore", message=".*it is used as found")
-        maps = check_map(explain(model, inputs, target) if maps is None else maps, inputs, "maps")
+    with scoring(model, inputs, 0 if target is None else target) as scorer, warnings.catch_warnings():
+        said = scorer.fickle
+
+        def explained(points: Tensor) -> Tensor:
+            nonlocal said
+            if said:  # the attribution would repeat this warning for each draw
+                warnings.filterwarnings("ignore", message=".*it is used as found")
+            said = True
+            return check_map(explain(model, points, target), inputs, "attribution")
+
+        maps = explained(inputs) if maps is None else check_map(maps, inputs, "maps")
         size, worst = maps.flatten(1).norm(dim=1), inputs.new_zeros(len(inputs))
         for _ in range(n_samples):
             noise = torch.rand(inputs.shape[1:], generator=generator, device=device, dtype=inputs.dtype)
-            moved = explain(model, inputs + radius * (2 * noise - 1).to(inputs.device), target)
+            moved = explained(inputs + radius * (2 * noise - 1).to(inputs.device))
             worst = torch.maximum(worst, (moved - maps).flatten(1).norm(dim=1))
     found = worst / size
     warn_non_finite(found[:, None], "max_sensitivity")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_batch, check_count
-from ..core.derivatives import check_decoder
+from ..core.derivatives import check_decoder, differentiable_kernels
 from ..paths.path import Path, even_times
 from .tangent import Decoder, decoded
 
@@ -78,7 +78,8 @@ def decoded_steps(decoder: Decoder, points: Tensor, internal_batch_size: int | N
 
 def decode_curves(decoder: Decoder, points: Tensor) -> Tensor:
     """Images of all points, flat: (B, T, *latent) -> (B, T, D)."""
-    return decoded(decoder, points.flatten(0, 1)).flatten(1).unflatten(0, points.shape[:2])
+    with differentiable_kernels():  # energies may be derived twice
+        return decoded(decoder, points.flatten(0, 1)).flatten(1).unflatten(0, points.shape[:2])
 
 
 def in_parts(decoder: Decoder, size: int | None) -> Decoder:

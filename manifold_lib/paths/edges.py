@@ -58,7 +58,7 @@ class Graph:
         if self.decode is None:
             return points, step
         with torch.no_grad():
-            return jvp(self.decode, points, step)
+            return jvp(self.decode, points, step, "vae.decode")
 
 
 class Edges(NamedTuple):

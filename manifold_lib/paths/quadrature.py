@@ -104,7 +104,7 @@ def _velocity_sum(scorer: Scorer, path: Path, nodes: Tensor, weights: Tensor, cr
     for rows, index in pairs(len(path.end), len(nodes), scorer.size, nodes.device):
         t = nodes[index]
         with torch.set_grad_enabled(create_graph):
-            x, velocity = jvp(functools.partial(path.at, rows), t, torch.ones_like(t))
+            x, velocity = jvp(functools.partial(path.at, rows), t, torch.ones_like(t), "path")
         moves = moves or bool(velocity.detach().any())
         gradient = _gradient(scorer, path, x, rows, t, create_graph)
         total = _add(total, rows, gradient * velocity * column(weights[index], path.end), create_graph)

@@ -16,19 +16,22 @@ COMMITTED = runtime.PROFILES[1:]  # smoke is not kept
 BEGIN, END = "<!-- reproduction:begin -->", "<!-- reproduction:end -->"
 # What README.md says was found; the number in braces is the value of that claim, with its interval.
 FINDINGS = (
-    "**Gradients prefer the data manifold, but so does noise** (01). The share of a gradient inside the tangent "
-    "space exceeds that of random vectors by {1.S1}. The image times positive noise, which explains nothing, "
-    "exceeds the best method by {1.C2}.",
-    "**A tangent baseline exists for anything** (02). Optimised for the tangent space of another image, the share "
-    "still is {2.C1-mnist32}; for an untrained network it is {2.C3-mnist32}. A high share alone shows little.",
-    "**Geodesics are hardly shorter, and attacks can follow them** (03). A decoded geodesic has {3.E2} of the "
-    "length of the straight latent line. An attack that knows Manifold IG moves its map further towards the "
-    "target than one made for IG does, by a correlation of {3.E6t}; the map still moves less than IG's own "
-    "(difference {3.E6u}).",
-    "**The path of least resistance helps on half-moons** (04), where it is purer than IG by {4.D1a} and cancels "
-    "less. On images its log-odds are not better than those of IG (difference of the areas {4.D8l-mnist32}).",
-    "**Guided latent paths are complete, but not more faithful here** (05). The DiffID of MA-GIG minus that of IG "
-    "is {5.D1-lenet-mnist32} on digits and {5.D1-lenet-fashion32} on clothes.",
+    "**Gradients lean towards the data manifold, and maps that ignore the network lean further** (01). The share of a "
+    "gradient inside the tangent space is {1.S1} above that of random vectors. The image times positive noise never "
+    "sees the network, and it is {1.C2} above the best explainer.",
+    "**A high tangent share can be had for the wrong image and the wrong network** (02). Optimised for the tangent "
+    "space of another image the share is {2.C1-mnist32}, for an untrained network {2.C3-mnist32}. A random space of "
+    "the same dimension is harder to reach: {2.C2-mnist32}.",
+    "**Geodesics are a little shorter, and attacks can follow them** (03). A decoded geodesic has {3.E2} of the length "
+    "of the straight latent line. An attacker who knows Manifold IG moves its map closer to the target: the "
+    "correlation rises by {3.E6t} over an attack made for IG. Manifold IG still moves less than IG under its own "
+    "attack ({3.E6u}).",
+    "**The path of least resistance helps on half-moons** (04). It ranks the points better than IG (purity, {4.D1a}) "
+    "and cancels less. On digits its log-odds are worse than IG's (area {4.D8l-mnist32}), on CIFAR-10 this is "
+    "undecided ({4.D8l-cifar10}).",
+    "**Guided latent paths are complete, but not more faithful here** (05). MA-GIG minus IG in DiffID, the accuracy "
+    "with the marked pixels kept minus that without them, is {5.D1-lenet-mnist32} on digits and "
+    "{5.D1-lenet-fashion32} on clothes.",
 )
 NO_RESULTS = "No results yet: `make all` runs the notebooks at profile `small`.\n"
 
@@ -82,7 +85,7 @@ def _header(*titles: str) -> str:
 
 
 def render_summary(documents: list[Document]) -> str:
-    """README.md between its markers: what was found, and a line a notebook with its verdicts by profile."""
+    """README.md between its markers: what was found, and each notebook's verdicts, for every profile in one cell."""
     if not documents:
         return NO_RESULTS
     rows = {claim["id"]: profiles for _, claim, profiles in _rows(documents)}
@@ -92,10 +95,12 @@ def render_summary(documents: list[Document]) -> str:
     for finding in FINDINGS:
         if all(values.get(name) for name in re.findall(r"{(.*?)}", finding)):
             text += f"- {re.sub(r'{(.*?)}', lambda match: values[match[1]], finding)}\n"
-    text += "\n" + _header("notebook", *(f"`{profile}`: {', '.join(VERDICTS)}" for profile in COMMITTED))
+    text += f"\nClaims by verdict, at profile {' / '.join(f'`{profile}`' for profile in COMMITTED)}:\n\n"
+    text += _header("notebook", *VERDICTS, "time")
     for slug in sorted({document["slug"] for document in documents}):
         held = {document["profile"]: document for document in documents if document["slug"] == slug}
-        text += _line(slug.replace("_", " "), *(_counts(held.get(profile)) for profile in COMMITTED))
+        columns = zip(*(_counts(held.get(profile)) for profile in COMMITTED), strict=True)
+        text += _line(slug.replace("_", " "), *(" / ".join(column) for column in columns))
     return text
 
 
@@ -107,18 +112,18 @@ def _in_words(row: Document) -> str:
     return f"{value} [{ends}]" if ends else value
 
 
-def _counts(document: Document | None) -> str:
-    """How many claims came to which verdict, and how long it took."""
+def _counts(document: Document | None) -> list[str]:
+    """How many claims came to each verdict, and how many minutes it took."""
     if document is None:
-        return "not run"
+        return ["–"] * (len(VERDICTS) + 1)
     verdicts = [row["verdict"] for row in document["claims"]]
     minutes = max(round(document["provenance"]["seconds"] / 60), 1)
-    return f"{', '.join(str(verdicts.count(verdict)) for verdict in VERDICTS)}; {minutes} min"
+    return [*(str(verdicts.count(verdict)) for verdict in VERDICTS), f"{minutes} min"]
 
 
 def _timeless(text: str) -> str:
     """The text without times: a run that only took longer changes nothing."""
-    return re.sub(r"; \d+ min(?= \|)", "", text)
+    return re.sub(r"\d+ min(?= [/|])", "", text)
 
 
 def render_gallery(documents: list[Document]) -> str:
@@ -135,7 +140,8 @@ def render_gallery(documents: list[Document]) -> str:
     for slug, claim, rows in _rows(documents):
         for profile in COMMITTED:
             row = rows.get(profile, {"value": None, "n": 0, "verdict": "not attempted", "note": ""})
-            what = (claim["id"], claim["statement"], claim["source"], number(claim["paper"]), f"`{profile}`")
+            statement = row.get("statement", claim["statement"])
+            what = (claim["id"], statement, claim["source"], number(claim["paper"]), f"`{profile}`")
             command = f"`{_command(profile, slug)}`"
             text += _line(*what, _measured(row), row["n"], f"**{row['verdict']}**", command, row["note"])
     for profile in COMMITTED:

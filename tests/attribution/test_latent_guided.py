@@ -163,7 +163,7 @@ def test_one_decode_and_one_gradient_a_step():
         decode = decoder
 
     ml.ma_gig(counted, inputs, target, vae=Counted, n_steps=50, bridge=False, internal_batch_size=4)
-    trial = [(2, False), (2, False), (1, True)]
+    trial = [(2, False), (2, False), (2, False), (1, True)]
     steps = [(4, False)] + [(4, True)] * 50 + [(4, False)]
     assert decoder.calls == trial + steps, "the end of the path, then its steps"
     assert 4 * 51 <= counted.gradient_rows <= 4 * 51 + PROBES
@@ -364,7 +364,7 @@ def test_a_baseline_that_all_share_is_encoded_once():
         decode = staticmethod(vae.decode)
 
     ml.ma_gig(model, inputs, target, vae=Counted, n_steps=2)
-    assert sum(rows for rows, _ in encoder.calls) == 5 + 2, "and one image of each again"
+    assert sum(rows for rows, _ in encoder.calls) == 5 + 6, "and three pairs to see rows mix"
 
 
 def test_a_decoder_larger_than_the_model_counts_in_the_size_of_a_pass():

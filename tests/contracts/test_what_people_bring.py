@@ -171,9 +171,20 @@ ON_OTHERS: dict[str, Callable[[], Any]] = {
     "the same in a partial": lambda: functools.partial(called, ON_OTHERS["batch norm without statistics"]()),
     "a mean over the batch": lambda: lambda z: plain()(z - z.mean(0)),
     "attention over the batch": lambda: seeded(AcrossTheBatch()).eval(),
+    "rows after others": lambda: lambda z: plain()(z).cumsum(0),
+    "the largest of the batch": lambda: lambda z: plain()(z) / plain()(z).abs().amax(),
     "functional dropout": lambda: lambda z: F.dropout(plain()(z), 0.5),
+    "a rare chance": lambda: lambda z: plain()(z) * (torch.rand(()) < 0.7),
+    "a global name": lambda: by_a_global_name,
     "attention's own dropout": lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.5, batch_first=True).eval(),
 }
+
+
+LEFT_IN_TRAIN_MODE = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Dropout()).double()
+
+
+def by_a_global_name(z: Tensor) -> Tensor:
+    return LEFT_IN_TRAIN_MODE(z)
 
 
 def on_others(kind: str) -> Any:
@@ -332,6 +343,9 @@ MODEL_CALLS: dict[str, Call] = {
     "attribution_attack": lambda f, x: (
         ml.attribution_attack(f, x, MAPS, 1, attribution=ml.gradient, eps=0.1, n_steps=2, clamp=None).inputs
     ),
+    "max_sensitivity": lambda f, x: ml.max_sensitivity(
+        f, x, 1, attribution=ml.integrated_gradients, n_samples=2, generator=torch.Generator().manual_seed(0)
+    ),
 }
 
 
@@ -378,8 +392,10 @@ def test_weights_of_another_precision_are_named(call: str) -> None:
 
 
 WITHOUT_TRIAL = ("gradient", "input_x_gradient", "completeness_error", "cancellation_ratio", "insertion_deletion")
-WITHOUT_TRIAL += ("diffid", "pgd", "attribution_attack", "geodesic_ig, rank1")
+WITHOUT_TRIAL += ("diffid", "pgd", "geodesic_ig, rank1")
 
+
+NO_GRADIENT = ("completeness_error", "cancellation_ratio", "insertion_deletion", "diffid")
 
 # these refine until a sum is complete, which that of such a model never is
 REFINING = ("energy_ig", "energy_ig, potential", "integrated_gradients, tolerance")
@@ -405,13 +421,102 @@ def test_a_model_whose_rows_are_not_on_their_own_is_said_once(kind: str, call: s
         assert "BatchNorm1d" in str(said[0].message) or "MultiheadAttention" in str(said[0].message)
 
 
+@pytest.mark.parametrize("call", [call for call in MODEL_CALLS if call not in NO_GRADIENT])
+@pytest.mark.parametrize("cut", CUT)
+def test_a_cut_model_is_refused(cut: str, call: str) -> None:
+    with pytest.raises(ValueError, match="model: its scores do not depend on the inputs differentiably"):
+        MODEL_CALLS[call](CUT[cut](classifier(plain())), draw(3, 1, 4, 4))
+
+
 @pytest.mark.parametrize("call", MODEL_CALLS)
 def test_several_inputs_and_outputs_are_refused_by_name(call: str) -> None:
     model, x = classifier(plain()), draw(3, 1, 4, 4)
     with pytest.raises(ValueError, match=r"inputs: got tuple, wants a tensor .*manifold_lib.gradient"):
         MODEL_CALLS[call](model, (x, x))
-    with pytest.raises(ValueError, match=r"model: got scores tuple, wants \(B, C\).*manifold_lib.gradient"):
-        MODEL_CALLS[call](lambda points: (model(points), points), x)
+
+    def with_slope(points: Tensor) -> tuple[Tensor, Tensor]:
+        points = points if points.requires_grad else points.requires_grad_()
+        scores = model(points)
+        return scores, torch.autograd.grad(scores.sum(), points, create_graph=True)[0]
+
+    for several in (lambda points: (model(points), points), with_slope):
+        with pytest.raises(ValueError, match=r"model: got scores tuple, wants \(B, C\).*manifold_lib.gradient"):
+            MODEL_CALLS[call](several, x)
+
+
+BATCH_NORM = nn.BatchNorm1d(8, track_running_stats=False)
+
+
+@pytest.mark.parametrize("make", [lambda m: m, lambda m: torch.jit.trace(m, draw(2, 4)), torch.jit.script])
+@pytest.mark.parametrize("n_images", [1, 3])
+def test_layers_that_mix_are_seen_in_scripts_and_used_on_one_image(make: Callable, n_images: int) -> None:
+    x = draw(n_images, 4)
+    for norm, mixes in ((BATCH_NORM, True), (nn.BatchNorm1d(8), False)):
+        model = make(nn.Sequential(nn.Linear(4, 8), norm, nn.Tanh(), nn.Linear(8, 3)).double().eval())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ml.gradient(model, x, 1)
+            ml.attribution_attack(model, x, x.flip(1), 1, attribution=ml.gradient, eps=0.1, n_steps=2)
+        assert ["BatchNorm1d" in str(w.message) for w in caught if "as found" in str(w.message)] == 2 * [True] * mixes
+    assert torch.backends.cudnn.enabled
+
+
+def test_recurrent_layers_are_derived_without_cudnn() -> None:
+    """In eval mode cuDNN gives no derivative."""
+    used: list[bool] = []
+    layer = nn.LSTM(4, 3, batch_first=True).double().eval()
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            used.append(torch.backends.cudnn.enabled)
+            return self.layer(x[:, None])[0][:, 0]
+
+    ml.integrated_gradients(Recurrent(), draw(2, 4), 1, n_steps=8)
+    assert not any(used) and torch.backends.cudnn.enabled
+
+
+def test_generated_samples_take_no_decoder_or_labeller_that_mixes_or_draws() -> None:
+    sure = lambda x: 9 * x  # noqa: E731
+    options: dict[str, Any] = {"latent_dim": 4}
+    for kind in ON_OTHERS:
+        other = on_others(kind)
+        other = other.float() if isinstance(other, nn.Module) else (lambda z, f=other: f(z.double()).float())
+        for pair in ((other, sure), (torch.sin, other)):
+            with pytest.raises(ValueError, match=r"(decoder|labeller): got (rows that|train mode|layers that)"):
+                ml.sample_generated(*pair, 5, generator=torch.Generator().manual_seed(0), **options)
+    with pytest.raises(ValueError, match="labeller: got tuple"):
+        ml.sample_generated(sure, lambda x: (x,), 5, generator=torch.Generator().manual_seed(0), **options)
+
+
+@pytest.mark.parametrize("layer", [BATCH_NORM, nn.BatchNorm1d(8), nn.Dropout()])
+def test_networks_that_cannot_be_retrained_together_are_refused(layer: nn.Module) -> None:
+    build = lambda: nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 2))  # noqa: E731
+    with pytest.raises(ValueError, match=f"build: got a network with {type(layer).__name__}"):
+        ml.retrain(build, draw(2, 6, 4), torch.arange(6) % 2, draw(2, 6, 4), torch.arange(6) % 2)
+
+
+def test_an_attribution_that_gives_more_than_a_map_is_named() -> None:
+    model, x = classifier(plain()), draw(3, 1, 4, 4)
+    pair = functools.partial(ml.integrated_gradients, return_convergence_delta=True)
+    for call in (
+        lambda: ml.attribution_attack(model, x, MAPS, 1, attribution=pair, eps=0.1),
+        lambda: ml.max_sensitivity(model, x, 1, attribution=pair, maps=MAPS),
+    ):
+        with pytest.raises(ValueError, match="attribution: got tuple"):
+            call()
+
+
+def test_energies_have_second_derivatives_through_attention() -> None:
+    points = draw(1, 3, 4, seed=2)
+    hessians = [
+        torch.autograd.functional.hessian(lambda p, net=net: ml.curve_energy(net, p).sum(), points)
+        for net in (seeded(Fused()).double().eval(), plain())
+    ]
+    torch.testing.assert_close(*hessians)
 
 
 # ---------------------------------------------------------------------------------------- baselines, volumes, sums
@@ -491,6 +596,17 @@ STEEP: dict[str, Call] = {
         wall, x, 0, vae=autoencoder(lambda z: z, lambda x: x), n_steps=5, return_convergence_delta=delta
     ),
 }
+SAME = {"vae": autoencoder(lambda z: z, lambda x: x), "n_steps": 7, "return_convergence_delta": True}
+STEEP_WITH_DELTA: dict[str, Call] = {
+    "enhanced_ig, bridge": lambda x, bridge: ml.enhanced_ig(wall, x, 0, bridge=bridge, create_graph=True, **SAME),
+    "enhanced_ig, no graph": lambda x, bridge: ml.enhanced_ig(wall, x, 0, bridge=bridge, **SAME),
+    "manifold_ig, bridge": lambda x, bridge: ml.manifold_ig(wall, x, 0, bridge=bridge, create_graph=True, **SAME),
+    "manifold_ig, no graph": lambda x, bridge: ml.manifold_ig(wall, x, 0, bridge=bridge, **SAME),
+    "ma_gig": lambda x, bridge: ml.ma_gig(wall, x, 0, bridge=bridge, **SAME),
+    "idgi": lambda x, _: ml.idgi(
+        wall, x, 0, path=ml.polyline(torch.stack([0 * x, x / 2, x], 1)), n_steps=7, return_convergence_delta=True
+    ),
+}
 
 
 @pytest.mark.parametrize("delta", [False, True])
@@ -503,6 +619,16 @@ def test_a_sum_that_misses_half_of_the_change_is_said_once(call: str, delta: boo
     assert ((total - 1).abs() >= 0.5).all(), "the wall is met by no gradient"
     (message,) = [str(item.message) for item in caught]
     assert message.startswith(f"{call}: 3 of 3 sums miss the change of the score by half")
+
+
+@pytest.mark.parametrize("bridge", [False, True])
+@pytest.mark.parametrize("call", STEEP_WITH_DELTA)
+def test_who_asks_for_the_delta_is_told_once(call: str, bridge: bool) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        STEEP_WITH_DELTA[call](torch.ones(3, 2), bridge)
+    misses = [str(item.message) for item in caught if "miss the change" in str(item.message)]
+    assert len(misses) == 1 and misses[0].startswith(f"{call.split(',')[0]}: 3 of 3 sums miss the change")
 
 
 def test_whoever_asks_for_the_delta_is_told_too() -> None:

@@ -33,7 +33,7 @@ def test_latents_come_in_parts_and_images_have_the_shape_of_the_inputs() -> None
     images, black = draw(5, 4), torch.zeros(1, 4).double().expand(5, 4)
     decode, (latents, origin) = encoded(SimpleNamespace(encode=encode, decode=Counting()), 2, images, black)
     close(latents, images[:, :2] + images[:, 2:], 1e-15)
-    assert sizes == [2, 2, 1, 1, 1, 1], "each batch in parts and one image again; one baseline stands for all"
+    assert sizes == [2, 2, 1, 1, 2, 2, 2], "each batch in parts, one baseline for all, and pairs to see rows mix"
     assert origin.shape == (5, 2) and origin.stride(0) == 0
     close(decode(latents), latents.repeat(1, 2), 1e-15)
 

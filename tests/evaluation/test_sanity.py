@@ -51,7 +51,7 @@ def test_frozen_parameters_stay_frozen():
     ("model", "n_layers", "named"),
     [
         (lambda x: x, None, "model"),
-        (nn.ReLU(), None, "n_layers"),
+        (nn.ReLU(), None, "model: got no layers"),
         (nn.Linear(2, 2), 2, "n_layers"),
         (nn.Linear(2, 2), 0, "n_layers"),
         (nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2)), None, "in_proj_weight"),

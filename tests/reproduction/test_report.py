@@ -57,7 +57,7 @@ def test_report(readme, capsys):
     text = readme.read_text()
     assert text.startswith("# Title\n\n" + report.BEGIN) and text.endswith(report.END + "\n\nThe rest.\n")
     assert "\nold\n" not in text
-    assert "| 02 example | 2, 0, 0, 1; 1 min | not run |" in text
+    assert "| 02 example | 2 / – | 0 / – | 0 / – | 1 / – | 1 min / – |" in text
     assert not any(line.startswith("- ") for line in text.splitlines()), (
         "a sentence whose claims are missing is left out"
     )
@@ -93,8 +93,8 @@ def test_counts_and_times_of_each_notebook_and_profile():
     documents[0]["provenance"]["seconds"], documents[1]["provenance"]["seconds"] = 200.0, 12.0
     lines = [line for line in report.render_summary(documents).splitlines() if line.startswith("| 0")]
     assert lines == [
-        "| 01 first | 2, 0, 0, 1; 1 min | not run |",
-        "| 02 example | 2, 0, 0, 1; 3 min | 2, 0, 0, 1; 1 min |",
+        "| 01 first | 2 / – | 0 / – | 0 / – | 1 / – | 1 min / – |",
+        "| 02 example | 2 / 2 | 0 / 0 | 0 / 0 | 1 / 1 | 3 min / 1 min |",
     ]
 
 
