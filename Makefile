@@ -1,6 +1,6 @@
 # The five papers, one notebook each. `make` alone prints this file's targets.
 #
-# A notebook runs again when the content of its code, its parameters, the library, the weights or the lock has changed,
+# A notebook runs again when the content of its cells, its parameters, the library, the weights or the lock has changed,
 # when another device is asked for, or when one of its products is gone; times and stored outputs do not count.
 
 PROFILE      ?= small
@@ -56,7 +56,7 @@ RUN     := $(PY) manifold_lib/reproduction
 # ---------------------------------------------------------------------------------------- results
 
 all: QUIET := --quiet
-all: $(SLUGS) ## every notebook, then the report ## small: half an hour
+all: $(SLUGS) ## every notebook, then the report ## small: 35 min
 	@test -f .build/report.done && test -f figures/README.md || { $(WRITE_REPORT); }
 	@echo "profile $(PROFILE): $(words $(SLUGS)) notebooks and the report are up to date"
 
