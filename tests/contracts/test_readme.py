@@ -56,7 +56,7 @@ def test_the_make_targets_it_names_exist():
 def test_every_room_is_in_the_layout():
     rooms = {path.parent.name for path in (runtime.ROOT / "manifold_lib").glob("*/__init__.py")}
     layout = (
-        (runtime.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## The house")[1].split("Imports run")[0]
+        (runtime.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Packages")[1].split("Imports run")[0]
     )
     assert rooms == set(
         re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in layout.splitlines() if "|" in line))
