@@ -105,11 +105,13 @@ def render_summary(documents: list[Document]) -> str:
 
 
 def _in_words(row: Document) -> str:
-    """Value and interval, two digits after the point, for a sentence."""
+    """Value and interval for a sentence: two digits after the point, or three where two leave the interval no width."""
     if row["value"] is None:
         return ""
-    value, ends = f"{row['value']:.2f}", ", ".join(f"{end:.2f}" for end in row["ci95"] or ())
-    return f"{value} [{ends}]" if ends else value
+    ends = row["ci95"] or ()
+    digits = 3 if len({f"{end:.2f}" for end in ends}) == 1 else 2
+    value, interval = f"{row['value']:.{digits}f}", ", ".join(f"{end:.{digits}f}" for end in ends)
+    return f"{value} [{interval}]" if interval else value
 
 
 def _counts(document: Document | None) -> list[str]:

@@ -107,6 +107,11 @@ def test_what_was_found_is_said_with_the_numbers_of_the_claims(monkeypatch):
     )
 
 
+def test_a_narrow_interval_gets_a_third_digit():
+    assert report._in_words({"value": 0.2702, "ci95": [0.2661, 0.2741]}) == "0.270 [0.266, 0.274]"
+    assert report._in_words({"value": 0.2702, "ci95": [0.2, 0.2741]}) == "0.27 [0.20, 0.27]"
+
+
 def test_smoke_results_are_not_read(readme):
     write(document(profile="smoke"))
     report.main()
