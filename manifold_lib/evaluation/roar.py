@@ -45,7 +45,11 @@ def remove_top(inputs: Tensor, ranking: Tensor, fraction: float, fill: float | T
     if not isinstance(fraction, Real) or not 0 <= fraction <= 1:
         raise ValueError(f"fraction: got {fraction!r}, wants a number in [0, 1]")
     removed = (ranks_of(ranking.flatten(1)) < round(fraction * ranking[0].numel())).view_as(inputs)
-    return torch.where(removed, torch.as_tensor(fill, dtype=inputs.dtype, device=inputs.device), inputs)
+    fill, shape = torch.as_tensor(fill, dtype=inputs.dtype, device=inputs.device), tuple(inputs.shape)
+    sizes = zip(fill.shape[::-1], shape[::-1], strict=False)
+    fits = fill.ndim <= len(shape) and all(size in (1, wanted) for size, wanted in sizes)
+    require(fits, "fill", f"shape {tuple(fill.shape)}", f"one that broadcasts over inputs {shape}")
+    return torch.where(removed, fill, inputs)
 
 
 def ranks_of(relevance: Tensor) -> Tensor:

@@ -542,6 +542,15 @@ def test_a_baseline_may_be_anything_that_expands_to_the_inputs(call: str, shape:
     torch.testing.assert_close(found, wanted)
 
 
+def test_a_fill_that_does_not_broadcast_is_named() -> None:
+    x = draw(2, 3, 4, 4)
+    for shape in ((), (4,), (3, 1, 1), (1, 3, 1, 1), (2, 3, 4, 4)):
+        assert ml.remove_top(x, x, 0.5, fill=torch.zeros(shape).double()).shape == x.shape
+    for shape in ((7,), (2, 1, 1), (1, 1, 1, 1, 1)):
+        with pytest.raises(ValueError, match="fill: got shape"):
+            ml.remove_top(x, x, 0.5, fill=torch.zeros(shape).double())
+
+
 def test_a_volume_is_measured_like_the_image_it_is_one_slice_of() -> None:
     image, other = draw(2, 3, 12, 13, seed=1), draw(2, 3, 12, 13, seed=2)
     mask = torch.zeros(2, 1, 12, 13, dtype=torch.bool)
