@@ -32,11 +32,16 @@ def modules_behind(function: Any) -> list[nn.Module]:
 
 def _globals_of(function: Any) -> list[Any]:
     """The modules and functions that a function of the user's calls by their global names, as in a notebook."""
-    if not isinstance(function, types.FunctionType) or function.__module__.partition(".")[0] == "torch":
+    if not isinstance(function, types.FunctionType) or "site-packages" in function.__code__.co_filename:
         return []
-    names = {op.argval for op in dis.get_instructions(function) if op.opname == "LOAD_GLOBAL"}
-    values = [function.__globals__[name] for name in names & function.__globals__.keys()]
+    values = [function.__globals__.get(name) for name in _global_names(function.__code__)]
     return [value for value in values if isinstance(value, (nn.Module, types.FunctionType, functools.partial))]
+
+
+@functools.lru_cache(1024)
+def _global_names(code: types.CodeType) -> frozenset[str]:
+    """The global names that some code reads; disassembling takes longer than a small model."""
+    return frozenset(op.argval for op in dis.get_instructions(code) if op.opname == "LOAD_GLOBAL")
 
 
 def modules_of(vae: Any) -> list[nn.Module]:
