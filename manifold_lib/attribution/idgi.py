@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.checks import check_batch, check_count, check_like
 from ..core.scorer import Model, Scorer, Target, scoring
-from ..paths.integral import integrate, path_method, with_delta
+from ..paths.integral import integrate, path_method, unsaid, with_delta
 from ..paths.path import Path, column, path_starts, straight_path
 from ..paths.quadrature import empty_sum, pairs
 
@@ -62,8 +62,8 @@ def idgi(
         path = dataclasses.replace(path, end=check_like(inputs if path.end is None else path.end, inputs, "path"))
         own = dataclasses.replace(path, integral=lambda other, method, graph: _shared_out(other, path, n_steps))
         attributions = integrate(scorer, own, name="idgi")
-        starts, unsaid = path_starts(path, scorer.size), "idgi" if path.start is None else None
-        return with_delta(scorer, attributions, inputs, starts, return_convergence_delta, unsaid)
+        starts, name = path_starts(path, scorer.size), unsaid(own, "idgi")
+        return with_delta(scorer, attributions, inputs, starts, return_convergence_delta, name)
 
 
 def _shared_out(scorer: Scorer, path: Path, n_steps: int) -> Tensor:

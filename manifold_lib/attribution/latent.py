@@ -12,7 +12,7 @@ from ..core.passes import forward_points
 from ..core.scorer import Model, Target, scoring
 from ..geometry.curves import spline_path
 from ..geometry.geodesics import geodesic
-from ..paths.integral import integrate, path_method, with_delta
+from ..paths.integral import integrate, path_method, unsaid, with_delta
 from ..paths.path import Path, decoded_path, joined, line, path_starts, straight_path
 from ..paths.quadrature import RULES
 from .published import chord_times_mean
@@ -71,8 +71,8 @@ def enhanced_ig(
         given: dict[str, Any] = {"bridge": bridge, "internal_batch_size": scorer.size, **graph}
         path = enhanced_path(inputs, vae=vae, baselines=baselines, **given)
         attributions = integrate(scorer, path, method=method, n_steps=n_steps, name="enhanced_ig", **graph)
-        unsaid = "enhanced_ig" if create_graph or not path.parts else None
-        return with_delta(scorer, attributions, inputs, baselines, return_convergence_delta, unsaid)
+        name = unsaid(path, "enhanced_ig", create_graph)
+        return with_delta(scorer, attributions, inputs, baselines, return_convergence_delta, name)
 
 
 @path_method
@@ -132,8 +132,8 @@ def manifold_ig(
         path = manifold_path(inputs, vae=vae, baselines=baselines, bridge=bridge and not published, **given, **graph)
         path, steps = (chord_times_mean(path, n_steps), None) if published else (path, n_steps)
         attributions = integrate(scorer, path, n_steps=steps, name="manifold_ig", **graph)
-        unsaid = "manifold_ig" if create_graph or not path.parts else None
-        return with_delta(scorer, attributions, inputs, baselines, return_convergence_delta, unsaid)
+        name = unsaid(path, "manifold_ig", create_graph)
+        return with_delta(scorer, attributions, inputs, baselines, return_convergence_delta, name)
 
 
 def enhanced_path(

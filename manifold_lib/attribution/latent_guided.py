@@ -13,7 +13,7 @@ from ..core.derivatives import require_slope
 from ..core.passes import plan_passes
 from ..core.scorer import Model, Scorer, Target, check_differentiable, scoring
 from ..paths.greedy import Evaluate, greedy_nodes, streamed_path
-from ..paths.integral import integrate, path_method, with_delta
+from ..paths.integral import integrate, path_method, unsaid, with_delta
 from ..paths.path import Path, decoded_path, path_starts, straight_path
 from ..paths.refine import Node
 from .latent import bridged
@@ -85,8 +85,8 @@ def ma_gig(
         baselines = check_baselines(baselines, inputs).detach()
         path = ma_gig_path(scorer, inputs, baselines=baselines, **given, **options)
         attributions = integrate(scorer, path, name="ma_gig")
-        unsaid = None if path.parts or path.start is not None else "ma_gig"
-        return with_delta(scorer, attributions, inputs.detach(), baselines, return_convergence_delta, unsaid)
+        name = unsaid(path, "ma_gig")
+        return with_delta(scorer, attributions, inputs.detach(), baselines, return_convergence_delta, name)
 
 
 def ma_gig_path(

@@ -129,6 +129,7 @@ def attribution_attack(
     with_arguments(attribution, additional_forward_args)
     inputs, goals, found = inputs.detach(), relevance(target_maps.detach()), []
     forward = (additional_forward_args, internal_batch_size)
+    # each step takes a gradient or more, so that a trial of rows on their own pays
     with scoring(model, inputs, target, 8, *forward) as scorer, warnings.catch_warnings():
         # the attribution would repeat this warning at each step
         warnings.filterwarnings("ignore", message=".*it is used as found")

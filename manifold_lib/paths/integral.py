@@ -236,6 +236,12 @@ def _with_end(model: Model | Scorer, path: Path) -> Path:
     return dataclasses.replace(path, at=at)
 
 
+def unsaid(path: Path, name: str, create_graph: bool = False) -> str | None:
+    """The name for :func:`with_delta` to say a misfit by, where :func:`integrate` did not know it and said nothing."""
+    known = path.parts or (path.integral is not None and path.start is not None)
+    return None if known and not create_graph else name
+
+
 def with_delta(
     scorer: Scorer, attributions: Tensor, inputs: Tensor, baselines: Tensor, wanted: bool, name: str | None = None
 ) -> Any:
