@@ -8,16 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def lenet(n_classes: int = 10, channels: int = 1) -> nn.Sequential:
+def lenet(n_classes: int = 10, channels: int = 1, width: int = 32) -> nn.Sequential:
     """The "LeNet" of paper 1 for 32×32 images: two 3×3 convolutions and two dense layers, 1.6 M parameters.
+
+    At width 8, a quarter of the paper's in every layer, it has 0.1 M.
 
     >>> lenet()(torch.rand(2, 1, 32, 32)).shape
     torch.Size([2, 10])
     """
     return nn.Sequential(
-        *(nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU()),
+        *(nn.Conv2d(channels, width, 3), nn.ReLU(), nn.Conv2d(width, 2 * width, 3), nn.ReLU()),
         *(nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten()),
-        *(nn.Linear(12544, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, n_classes)),
+        *(nn.Linear(2 * width * 14 * 14, 4 * width), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4 * width, n_classes)),
     )
 
 

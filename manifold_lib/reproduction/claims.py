@@ -1,169 +1,230 @@
-"""Claims of the papers and their verdicts, which are computed here and nowhere else."""
+"""Claims, registered in ``notebooks/claims/SLUG.yml`` before a run, and the words for what came of them.
 
+Every verdict is computed here, from an interval and the margin that was registered with the claim.
+"""
+
+import hashlib
+import json
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import ArrayLike
+import yaml
+from jsonschema import Draft202012Validator
 
-KINDS = ("greater", "less", "equivalent", "exact")
-VERDICTS = ("reproduced", "not reproduced", "inconclusive", "not attempted")
-_CHUNK = 2_000_000
+VERDICTS = {
+    "paper": ("reproduced", "direction only", "equivalent", "not reproduced", "undecided", "not attempted"),
+    "control": ("fooled", "not fooled", "undecided", "not attempted"),
+    "expectation": ("held", "equivalent", "did not hold", "undecided", "not attempted"),
+    "identity": ("exact", "broken", "not attempted"),
+}
+LEVELS = ("images", "networks")
+FEWEST = 5  # units of the level that a claim is about: no verdict from fewer
+_ROUNDING = 1e-3  # of the margin: a bound that is met by less is not met
+
+_TEXT = {"type": "string", "minLength": 1}
+_SIDE = {
+    "anyOf": [
+        _TEXT,
+        {
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": False,
+            "properties": {
+                name: {"type": "array", "items": _TEXT, "minItems": 1} for name in ("largest", "smallest", "mean")
+            },
+        },
+    ]
+}
+_SCORES = {
+    "type": "object",
+    "required": ["metric", "of", "sets"],
+    "additionalProperties": False,
+    "properties": {
+        "metric": _TEXT,
+        "of": _SIDE,
+        "minus": {"anyOf": [*_SIDE["anyOf"], {"type": "number"}]},  # type: ignore[misc]
+        "sets": {"type": "array", "items": _TEXT, "minItems": 1, "uniqueItems": True},
+        "networks": _TEXT,
+    },
+}
+_CLAIM: dict[str, Any] = {
+    "type": "object",
+    "required": ["id", "question", "statement", "kind", "estimand", "margin", "why"],
+    "additionalProperties": False,
+    "properties": {
+        **dict.fromkeys(("id", "question", "statement", "source", "estimand", "why", "unit", "note", "family"), _TEXT),
+        "kind": {"enum": list(VERDICTS)},
+        "paper": {"type": "number"},
+        "setting": {"enum": ["paper", "ours"]},
+        "margin": {"type": "number", "exclusiveMinimum": 0},
+        "level": {"enum": list(LEVELS)},
+        "scores": _SCORES,
+        "missing": _TEXT,
+        "exploratory": {"type": "boolean"},
+    },
+}
+_FILE = {
+    "type": "object",
+    "required": ["claims"],
+    "additionalProperties": False,
+    "properties": {"claims": {"type": "array", "minItems": 1, "items": _CLAIM}},
+}
+# what a claim says; the rest are remarks on it
+_SAID = ("question", "statement", "kind", "source", "paper", "setting", "estimand")
+_SAID += ("margin", "level", "scores", "family")
 
 
-def interval(
-    values: ArrayLike,
+class _Loader(yaml.SafeLoader):
+    """A key that is given twice is refused, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"{key} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class Registration(NamedTuple):
+    """The registered claims of a notebook, by id, and the SHA-256 of their file."""
+
+    sha256: str
+    claims: dict[str, dict[str, Any]]
+
+
+def register(file: Path) -> Registration:
+    """Read ``notebooks/claims/SLUG.yml``. Raises ``ValueError`` that names the file, the claim and the key."""
+    try:
+        content = file.read_bytes()
+        document = yaml.load(content, _Loader)
+    except OSError as error:
+        raise ValueError(f"{file}: claims are registered before a run: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    for error in Draft202012Validator(_FILE).iter_errors(document):
+        place = list(error.absolute_path)
+        name = ".".join(map(str, place))
+        if len(place) > 1 and isinstance(document["claims"][place[1]], dict):
+            name = ".".join(map(str, ["claims", document["claims"][place[1]].get("id", place[1]), *place[2:]]))
+        raise ValueError(f"{file}: {name or 'file'}: {error.message}")
+    claims = {}
+    for claim in document["claims"]:
+        if claim["id"] in claims:
+            raise ValueError(f"{file}: claims.{claim['id']}: is registered twice")
+        _check_consistent(claim, f"{file}: claims.{claim['id']}")
+        claims[claim["id"]] = claim
+    return Registration(hashlib.sha256(content).hexdigest(), claims)
+
+
+def _check_consistent(claim: dict[str, Any], name: str) -> None:
+    """Refuse a claim that nothing could decide."""
+    minus = claim.get("scores", {}).get("minus")
+    for key, number in (("margin", claim["margin"]), ("paper", claim.get("paper")), ("scores.minus", minus)):
+        if isinstance(number, int | float) and not math.isfinite(number):
+            raise ValueError(f"{name}.{key}: got {number}, wants a finite number")
+    if claim["kind"] == "identity":
+        wrong = [key for key in ("scores", "level", "family", "paper", "missing") if key in claim]
+        if wrong:
+            raise ValueError(f"{name}: an identity has no {wrong[0]}")
+    elif "scores" in claim:
+        if "level" not in claim:
+            raise ValueError(f"{name}: wants level, one of {', '.join(LEVELS)}")
+        if "missing" in claim:
+            raise ValueError(f"{name}: has scores, and missing, the reason why it has none; wants one of the two")
+    elif "missing" not in claim:
+        raise ValueError(f"{name}: wants scores, or missing, the reason why it is not attempted")
+    if claim["kind"] == "paper" and "source" not in claim:
+        raise ValueError(f"{name}: a claim of the paper wants its source")
+    if claim.get("setting") == "paper" and "paper" not in claim:
+        raise ValueError(f"{name}: setting: paper wants the paper's number")
+
+
+def fingerprint(claim: dict[str, Any]) -> str:
+    """SHA-256 of what a claim says, by which an edit is noticed; remarks and the exploratory mark do not count."""
+    said = {key: claim[key] for key in _SAID if claim.get(key) is not None}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def judge(
+    kind: str,
+    margin: float,
+    value: float,
+    ci95: tuple[float, float] | list[float] | None = None,
     *,
-    level: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
-    groups: ArrayLike | None = None,
-) -> tuple[float, float, float]:
-    """Mean, lower and upper end of the percentile-bootstrap interval of the finite values (N,).
+    paper: float | None = None,
+    same_setting: bool = False,
+) -> str:
+    """The verdict on a difference that the claim says is positive.
 
-    With ``groups``, the training seed of each value (N,), the bootstrap draws seeds first and images within them, and
-    the mean is that of the seeds' means. Both ends are NaN with fewer than two values, or seeds.
+    ``margin`` is the smallest difference that would matter, in the unit of ``value``. An identity has no interval: its
+    largest error is held against the margin. A bound that is met by less than a thousandth of the margin is not met.
+
+    ==============  =====================================================================================
+    paper           *equivalent* (the interval lies within ±margin), else *reproduced* (it lies above 0, and
+                    the value is at least half of the ``paper``'s, in the ``same_setting``), *direction only* (above 0
+                    otherwise), *not reproduced* (below the margin), *undecided*
+    control         *fooled* (the method's lead lies below the margin), *not fooled* (above 0), *undecided*
+    expectation     *equivalent*, *held*, *did not hold* and *undecided*, as for paper
+    identity        *exact*, *broken*
+    ==============  =====================================================================================
+
+    >>> judge("paper", 0.02, 0.10, (0.05, 0.15), paper=0.12, same_setting=True)
+    'reproduced'
+    >>> judge("paper", 0.02, 0.001, (-0.01, 0.01)), judge("control", 0.02, 0.001, (-0.01, 0.01))
+    ('equivalent', 'fooled')
     """
-    parts, _ = _finite_parts(values, groups)
-    mean = float(np.mean([part.mean() for part in parts]))
-    if len(parts) < 2 and (groups is not None or len(parts[0]) < 2):
-        return mean, math.nan, math.nan
-    generator = np.random.default_rng(seed)
-    chosen = np.zeros((n_resamples, 1), dtype=int)
-    if groups is not None:
-        chosen = generator.integers(len(parts), size=(n_resamples, len(parts)))
-    means = np.empty(chosen.shape)
-    for index, part in enumerate(parts):
-        slots = chosen == index
-        means[slots] = _resampled_means(part, int(slots.sum()), generator)
-    low, high = np.quantile(means.mean(1), [(1 - level) / 2, (1 + level) / 2])
-    return mean, float(low), float(high)
-
-
-def _resampled_means(values: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Means of ``count`` resamples, drawn in chunks to bound the memory."""
-    rows = max(1, _CHUNK // len(values))
-    sizes = [min(rows, count - start) for start in range(0, count, rows)]
-    return np.concatenate([np.empty(0), *(generator.choice(values, (size, len(values))).mean(1) for size in sizes)])
-
-
-def _finite_parts(values: ArrayLike, groups: ArrayLike | None) -> tuple[list[np.ndarray], int]:
-    """The finite values, as one array or one a group; and how many were left out."""
-    if hasattr(values, "detach"):  # a tensor, perhaps on a GPU or with a graph
-        values = values.detach().cpu().double()
-    array = np.asarray(values, dtype=float).ravel()
-    finite = np.isfinite(array)
-    if not finite.any():
-        raise ValueError(f"values: got {len(array)} of which none is finite, wants at least one")
-    if groups is None:
-        return [array[finite]], int((~finite).sum())
-    labels = np.asarray(groups).ravel()
-    if labels.shape != array.shape:
-        raise ValueError(f"groups: got {len(labels)} entries, wants {len(array)} like values")
-    return [array[finite & (labels == label)] for label in np.unique(labels[finite])], int((~finite).sum())
-
-
-def judge(kind: str, threshold: float, value: float, ci95: tuple[float, float] | list[float] | None) -> str:
-    """The verdict on a claim: ``"reproduced"``, ``"not reproduced"`` or ``"inconclusive"``.
-
-    ``greater`` and ``less`` ask for the whole interval beyond ``threshold``, ``equivalent`` for it within
-    ±``threshold`` (all are inconclusive without an interval), and ``exact`` for \\|``value``\\| ≤ ``threshold``.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"kind: got {kind!r}, wants one of {', '.join(map(repr, KINDS))}")
-    if not math.isfinite(threshold) or (threshold < 0 and kind in ("equivalent", "exact")):
-        raise ValueError(f"threshold: got {threshold!r}, wants a finite number, of at least 0 for equivalent and exact")
+    if kind not in VERDICTS:
+        raise ValueError(f"kind: got {kind!r}, wants one of {', '.join(map(repr, VERDICTS))}")
+    if not (math.isfinite(margin) and margin > 0):
+        raise ValueError(f"margin: got {margin!r}, wants a positive number")
     if not math.isfinite(value):
         raise ValueError(f"value: got {value!r}, wants a finite number")
-    if kind == "exact":
+    if kind == "identity":
         if ci95 is not None:
-            raise ValueError("ci95: an exact claim has none")
-        return "reproduced" if abs(value) <= threshold else "not reproduced"
+            raise ValueError("ci95: an identity has none")
+        return "exact" if abs(value) <= margin else "broken"
     if ci95 is None:
-        return "inconclusive"
+        return "not attempted"
     low, high = ci95
     if not low <= high:
         raise ValueError(f"ci95: got [{low}, {high}], wants lower end ≤ upper end")
-    if kind == "less":
-        low, high, threshold = -high, -low, -threshold
-    if kind == "equivalent":
-        holds, fails = -threshold <= low and high <= threshold, low > threshold or high < -threshold
-    else:
-        holds, fails = low > threshold, high < threshold
-    return "reproduced" if holds else "not reproduced" if fails else "inconclusive"
+    slack = _ROUNDING * margin
+    above, below = low > slack, high < margin - slack
+    if kind == "control":
+        return "fooled" if below else "not fooled" if above else "undecided"
+    if below and low > slack - margin:
+        return "equivalent"
+    if above:
+        whole = same_setting and paper is not None and paper > 0 and value >= paper / 2
+        return "held" if kind == "expectation" else "reproduced" if whole else "direction only"
+    if below:
+        return "did not hold" if kind == "expectation" else "not reproduced"
+    return "undecided"
 
 
-def claim(
-    id: str,
-    statement: str,
-    source: str,
-    *,
-    kind: str,
-    threshold: float,
-    values: ArrayLike | None = None,
-    value: float | None = None,
-    ci95: tuple[float, float] | list[float] | None = None,
-    n: int | None = None,
-    groups: ArrayLike | None = None,
-    unit: str = "",
-    paper: float | None = None,
-    note: str = "",
-) -> dict[str, Any]:
-    """One row of ``results.json``: what a paper says, what was measured, and the verdict.
+def verdict_of(row: dict[str, Any], profile: str) -> str:
+    """The verdict that follows from a row of ``results.json``; in a family, p is Holm's."""
+    if row["value"] is None:
+        return "not attempted"
+    same = profile == "paper" and row["setting"] == "paper"
+    found = judge(row["kind"], row["margin"], row["value"], row["ci95"], paper=row["paper"], same_setting=same)
+    positive = found in ("reproduced", "direction only", "held", "not fooled")
+    return "undecided" if positive and row["p_holm"] is not None and row["p_holm"] > 0.05 else found
 
-    ``value``, ``ci95`` and ``n`` are those of the finite per-image ``values``; an ``exact`` claim takes the value of
-    largest magnitude, and wants all finite. Or they are given instead, ``n`` being 1 by default. With ``groups``
-    ``n`` counts seeds (:func:`interval`). The ``paper``'s number is shown, never used.
+
+def is_exploratory(
+    claim: dict[str, Any], units: list[str], prior: dict[str, Any] | None, seen: set[str]
+) -> tuple[bool, list[str]]:
+    """Whether numbers on ``units`` only explore; and the units on which the claim was in sight before it had its words.
+
+    They do where the claim says so itself, and on units that were ``seen`` under another text, margin or estimand, or
+    by the run before, whose row with these same words is ``prior``. Fresh images or networks confirm.
     """
-    if (values is None) == (value is None):
-        raise ValueError(f"claim {id}: wants either values or value")
-    notes = [note] if note else []
-    if values is not None:
-        if ci95 is not None or n is not None:
-            raise ValueError(f"claim {id}: ci95 and n are computed from values, wants only one of them")
-        parts, left_out = _finite_parts(values, groups)
-        n = len(parts) if groups is not None else len(parts[0])
-        if kind == "exact":
-            if left_out:
-                raise ValueError(f"claim {id}: {left_out} values are not finite, an exact claim wants all finite")
-            value = float(max(np.concatenate(parts), key=abs))
-        else:
-            value, low, high = interval(values, groups=groups)
-            ci95 = None if math.isnan(low) else (low, high)
-        if left_out:
-            notes.append(f"not finite, left out: {left_out} of {sum(map(len, parts)) + left_out}")
-    elif groups is not None:
-        raise ValueError(f"claim {id}: groups wants values")
-    assert value is not None
-    return {
-        "id": id,
-        "statement": statement,
-        "source": source,
-        "kind": kind,
-        "threshold": float(threshold),
-        "unit": unit,
-        "paper": None if paper is None else float(paper),
-        "value": float(value),
-        "ci95": None if ci95 is None else [float(end) for end in ci95],
-        "n": 1 if n is None else int(n),
-        "verdict": judge(kind, float(threshold), float(value), ci95),
-        "note": "; ".join(notes),
-    }
-
-
-def not_attempted(
-    id: str,
-    statement: str,
-    source: str,
-    *,
-    kind: str,
-    threshold: float,
-    reason: str,
-    unit: str = "",
-    paper: float | None = None,
-) -> dict[str, Any]:
-    """The row of a claim that was not put to the test, with the reason as its note."""
-    if not reason:
-        raise ValueError(f"claim {id}: wants the reason why it was not attempted")
-    row = claim(id, statement, source, kind=kind, threshold=threshold, value=0.0, unit=unit, paper=paper, note=reason)
-    return row | {"value": None, "n": 0, "verdict": "not attempted"}
+    seen = set(seen)
+    if prior is not None:
+        seen.update(prior["seen"])
+        if prior["exploratory"]:
+            seen.update(prior["units"])
+    return bool(claim.get("exploratory")) or bool(seen & set(units)), sorted(seen)

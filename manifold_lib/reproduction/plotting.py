@@ -1,5 +1,6 @@
 """Figures: one style, one colour per method, diverging maps centred at 0 on a scale they share."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -156,24 +157,22 @@ def _unit_norm(values: Tensor) -> Tensor:
 def plot_densities(fractions: Mapping[str, Tensor], *, k: int, d: int, ax: Axes, title: str = "") -> None:
     """Densities of tangent fractions, one curve a method, with the exact law of random vectors.
 
-    The grey area is the density of the fraction of Gaussian noise in d dimensions on a k-dimensional
-    space, whose square follows Beta(k/2, (d − k)/2). (The papers draw a line at √(k/d).)
+    The grey area is the density of the fraction of Gaussian noise in d dimensions on a k-dimensional space, whose
+    square follows Beta(k/2, (d − k)/2); it may rise above the frame. (The papers draw a line at √(k/d).) Curves are
+    reflected at 0 and 1, so that none loses mass there.
     """
     grid = np.linspace(0, 1, 801)
-    law = 2 * grid * stats.beta.pdf(grid**2, k / 2, (d - k) / 2)
-    ax.fill_between(grid, law / law.max(), color=colour("random"), alpha=0.45, lw=0, label="random, exact law")
+    law, top = 2 * grid * stats.beta.pdf(grid**2, k / 2, (d - k) / 2), 0.0
+    ax.fill_between(grid, law, color=colour("random"), alpha=0.45, lw=0, label="random vectors, exact law")
     for method, values in fractions.items():
         array = values.detach().cpu().numpy()
-        density = stats.gaussian_kde(array[np.isfinite(array)])(grid)
-        ax.plot(
-            *(grid, density / density.max()),
-            color=colour(method),
-            ls=_DASHES.get(method, "-"),
-            lw=1.6,
-            label=f"{method}, mean {np.nanmean(array):.2f}",
-        )
-    ax.set(xlim=(0, 1), ylim=(0, 1.08), xlabel="fraction in tangent space ‖P a‖ / ‖a‖", yticks=[], title=title)
-    ax.set_ylabel("density (each scaled to peak 1)")
+        smooth = stats.gaussian_kde(array[np.isfinite(array)])
+        density = smooth(grid) + smooth(-grid) + smooth(2 - grid)
+        top, dash = max(top, density.max()), _DASHES.get(method, "-")
+        label = f"{method}, mean {np.nanmean(array):.2f}"
+        ax.plot(grid, density, color=colour(method), ls=dash, lw=1.6, label=label)
+    ax.set(xlim=(0, 1), ylim=(0, 1.1 * top), xlabel="fraction in tangent space ‖P a‖ / ‖a‖", ylabel="density")
+    ax.set_title(title)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19), fontsize=7, handlelength=2.6)
 
 
@@ -198,19 +197,48 @@ def plot_intervals(table: pd.DataFrame, *, ax: Axes, xlabel: str, reference: flo
 def plot_curves(table: pd.DataFrame, *, x: str, y: str, hue: str, ax: Axes, interval: bool = True) -> None:
     """Lines with the shaded 95 % interval over repeated rows (seeds), colours as everywhere."""
     for method, part in table.groupby(hue, sort=False):
-        grouped = part.groupby(x)[y]
-        mean = grouped.mean()
-        ax.plot(
-            mean.index,
-            mean,
-            marker="o",
-            ms=3,
-            lw=1.4,
-            color=colour(str(method)),
-            ls=_DASHES.get(str(method), _DASHES.get(str(method).lower(), "-")),
-            label=method,
-        )
+        name, grouped = str(method), part.groupby(x)[y]
+        mean, dash = grouped.mean(), _DASHES.get(name, _DASHES.get(name.lower(), "-"))
+        ax.plot(mean.index, mean, marker="o", ms=3, lw=1.4, color=colour(name), ls=dash, label=method)
         if interval and grouped.size().max() > 1:
             half = grouped.sem() * stats.t.ppf(0.975, grouped.size() - 1)
-            ax.fill_between(mean.index, mean - half, mean + half, color=colour(str(method)), alpha=0.18, lw=0)
+            ax.fill_between(mean.index, mean - half, mean + half, color=colour(name), alpha=0.18, lw=0)
     ax.set(xlabel=x, ylabel=y)
+
+
+def forest(claims: Sequence[tuple[Mapping[str, Any], pd.DataFrame]], *, xlabel: str) -> Figure:
+    """Claims with their replications: a dot a network, a line a set, a diamond for the pooled difference.
+
+    ``claims`` are rows of ``results.json`` with the means of their units (set, network, mean), as
+    ``Results.replications`` gives them. The diamond spans the 95 % interval, the thin line that of another network, and
+    the grey band holds the differences that are smaller than the margin.
+    """
+    titles = [textwrap.fill(f"{row['id']}  {row['statement']}", 98, subsequent_indent="      ") for row, _ in claims]
+    extras = [0.8 * title.count("\n") for title in titles]
+    lines = [2.4 + units["set"].nunique() + extra for extra, (_, units) in zip(extras, claims, strict=True)]
+    fig, axis = plt.subplots(figsize=(WIDTH, 0.55 + 0.19 * sum(lines)))
+    place, ticks, shades = 0.0, {}, {"paper": _DARK[0], "control": _PALETTE[1], "expectation": _PALETTE[2]}
+    for (row, units), title, extra, height in zip(claims, titles, extras, lines, strict=True):
+        shade, middle = shades[row["kind"]], place + 1 + extra
+        words: dict[str, Any] = {"fontsize": 7, "va": "center", "transform": axis.get_yaxis_transform()}
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        axis.text(0, place + extra / 2, title, bbox=ground, in_layout=False, **words)
+        band = [place + extra + 0.5, place + height - 0.9]
+        axis.fill_betweenx(band, -row["margin"], row["margin"], color="0.92", lw=0)
+        if row["ci95"] is not None:
+            (low, high), value = row["ci95"], row["value"]
+            axis.plot(row["prediction95"] or [value, value], [middle, middle], color=shade, lw=0.7)
+            axis.fill([low, value, high, value], [middle, middle + 0.32, middle, middle - 0.32], color=shade, lw=0.8)
+        said = f"{row['value']:+.3f} {row['unit']}\n{row['verdict']}"
+        axis.text(1.02, middle + 0.3, said, color=shade, **words)
+        ticks[middle] = "pooled"
+        for step, (name, means) in enumerate(units.groupby("set", sort=False)["mean"], start=1):
+            axis.plot(means, np.full(len(means), middle + step), "o", ms=3.2, color=shade, alpha=0.5, mew=0)
+            ticks[middle + step] = f"{name} ({len(means)})"
+        place += height
+    axis.axvline(0, color="0.4", lw=0.8)
+    axis.set_yticks([*ticks], [*ticks.values()], fontsize=7)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.set(xlabel=xlabel, ylim=(place - 0.8, -0.6))
+    return fig

@@ -1,43 +1,41 @@
-"""``python -m manifold_lib.reproduction.report``: the gallery and the tables from the results on disk, as Markdown."""
+"""``python -m manifold_lib.reproduction.report``: what was found, from the results on disk, as Markdown."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from ..core import files
-from . import runtime
-from .claims import VERDICTS
-from .results import bracket, number, validate
+from . import claims, runtime
+from .decisions import decide
+from .results import bracket, number, size
+from .schema import validate
+from .scores import join
 
 Document = dict[str, Any]
 
 COMMITTED = runtime.PROFILES[1:]  # smoke is not kept
 BEGIN, END = "<!-- reproduction:begin -->", "<!-- reproduction:end -->"
-# What README.md says was found; the number in braces is the value of that claim, with its interval.
-FINDINGS = (
-    "**Gradients lean towards the data manifold, and maps that ignore the network lean further** (01). The share of a "
-    "gradient inside the tangent space is {1.S1} above that of random vectors. The image times positive noise never "
-    "sees the network, and it is {1.C2} above the best explainer.",
-    "**A high tangent share can be had for the wrong image and the wrong network** (02). Optimised for the tangent "
-    "space of another image the share is {2.C1-mnist32}, for an untrained network {2.C3-mnist32}. A random space of "
-    "the same dimension is harder to reach: {2.C2-mnist32}.",
-    "**Geodesics are a little shorter, and attacks can follow them** (03). A decoded geodesic has {3.E2} of the length "
-    "of the straight latent line. An attacker who knows Manifold IG moves its map closer to the target: the "
-    "correlation rises by {3.E6t} over an attack made for IG. Manifold IG still moves less than IG under its own "
-    "attack ({3.E6u}).",
-    "**The path of least resistance helps on half-moons** (04). It ranks the points better than IG (purity, {4.D1a}) "
-    "and cancels less. On digits its log-odds are worse than IG's (area {4.D8l-mnist32}), on CIFAR-10 this is "
-    "undecided ({4.D8l-cifar10}).",
-    "**Guided latent paths are complete, but not more faithful here** (05). MA-GIG minus IG in DiffID, the accuracy "
-    "with the marked pixels kept minus that without them, is {5.D1-lenet-mnist32} on digits and "
-    "{5.D1-lenet-fashion32} on clothes.",
-)
 NO_RESULTS = "No results yet: `make all` runs the notebooks at profile `small`.\n"
+WORDS = {
+    "reproduced": "the direction holds, and the size is at least half of the paper's, in the paper's setting",
+    "direction only": "the direction holds; the size or the setting is another",
+    "equivalent": "the difference is too small to matter, within the margin on both sides",
+    "not reproduced": "a difference as large as the margin is ruled out",
+    "fooled": "a control that knows nothing of the model or the image does as well",
+    "not fooled": "the method does better than the control",
+    "held": "an expectation of ours, not the paper's, holds",
+    "did not hold": "it does not",
+    "undecided": "the interval holds both",
+    "not attempted": "with the reason, and the command that runs it",
+}
 
 
 def read(figures: Path) -> list[Document]:
-    """Every ``results.json`` of the committed profiles, validated, with all of its figures present."""
+    """Every ``results.json`` of the committed profiles, validated, with all of its figures present.
+
+    A claim whose text, margin or estimand is not the registered one any more, or which was exploratory from the start,
+    is marked exploratory.
+    """
     documents = []
     for profile in COMMITTED:
         for path in sorted((figures / profile).glob("*/results.json")):
@@ -50,23 +48,48 @@ def read(figures: Path) -> list[Document]:
                 missing = [name for name in document["figures"] if not (path.parent / name).is_file()]
                 if missing:
                     raise ValueError(f"figures: {', '.join(missing)} missing; run `{_command(*place)}` again")
+                _hold_against_registration(document)
             except ValueError as error:
                 raise ValueError(f"{path.relative_to(figures.parent)}: {error}") from error
             documents.append(document)
     return documents
 
 
+def _hold_against_registration(document: Document) -> None:
+    """Mark what was edited after its run as exploratory, and add what was registered after it."""
+    registered = claims.register(runtime.claims_file(document["slug"])).claims
+    rows = {row["id"]: row for row in document["claims"]}
+    for id, row in rows.items():
+        why = "is registered no more" if id not in registered else "was edited after its run"
+        if id not in registered or claims.fingerprint(registered[id]) != row["claim"]:
+            row["exploratory"], row["note"] = True, "; ".join(filter(None, [why, row["note"]]))
+        elif registered[id].get("exploratory"):
+            row["exploratory"] = True
+    late = [claim for id, claim in registered.items() if id not in rows]
+    missed = decide(late, join([]), slug=document["slug"], profile=document["profile"])
+    document["claims"] += [row | {"note": "registered after this run"} for row in missed]
+
+
 def _command(profile: str, slug: str) -> str:
     return f"make {slug[:2]} PROFILE={profile}"
 
 
-def _rows(documents: list[Document]) -> list[tuple[str, Document, dict[str, Document]]]:
-    """Each claim once: its notebook, its row as first met, and its row in each profile that holds it."""
-    found: dict[tuple[str, str], dict[str, Document]] = {}
+def _by_slug(documents: list[Document]) -> dict[str, dict[str, Document]]:
+    """Notebook -> profile -> its results."""
+    found: dict[str, dict[str, Document]] = {}
     for document in sorted(documents, key=lambda entry: (entry["slug"], COMMITTED.index(entry["profile"]))):
-        for row in document["claims"]:
-            found.setdefault((document["slug"], row["id"]), {})[document["profile"]] = row
-    return [(slug, next(iter(rows.values())), rows) for (slug, _), rows in found.items()]
+        found.setdefault(document["slug"], {})[document["profile"]] = document
+    return found
+
+
+def _nearest(held: dict[str, Document]) -> list[tuple[Document, str]]:
+    """Each claim once, with its profile: that nearer to the paper's setting, where it came to a verdict there."""
+    rows: dict[str, tuple[Document, str]] = {}
+    for profile in COMMITTED:
+        for row in held[profile]["claims"] if profile in held else []:
+            if row["id"] not in rows or row["verdict"] != "not attempted":
+                rows[row["id"]] = (row, profile)
+    return list(rows.values())
 
 
 def _measured(row: Document) -> str:
@@ -74,6 +97,19 @@ def _measured(row: Document) -> str:
     if row["value"] is None:
         return ""
     return " ".join(filter(None, [number(row["value"]), bracket(row["ci95"]), row["unit"]]))
+
+
+def _verdict(row: Document) -> str:
+    return row["verdict"] + (", exploratory" if row["exploratory"] else "")
+
+
+def sentence(row: Document) -> str:
+    """A claim and what came of it, in words."""
+    verdict = _verdict(row)
+    if row["value"] is None:
+        return f"**{row['question']}** *{verdict}*: {row['statement']}"
+    more = [_measured(row), size(row["n"]), "" if row["paper"] is None else f"the paper has {number(row['paper'])}"]
+    return f"**{row['question']}** *{verdict}*: {row['statement']} ({'; '.join(filter(None, more))})"
 
 
 def _line(*cells: object) -> str:
@@ -85,72 +121,79 @@ def _header(*titles: str) -> str:
 
 
 def render_summary(documents: list[Document]) -> str:
-    """README.md between its markers: what was found, and each notebook's verdicts, for every profile in one cell."""
+    """README.md between its markers: a line a paper, which counts the paper's own claims and gives two verdicts."""
     if not documents:
         return NO_RESULTS
-    rows = {claim["id"]: profiles for _, claim, profiles in _rows(documents)}
-    # of the profile whose setting is nearer to the paper's
-    values = {name: _in_words(found.get("paper") or found["small"]) for name, found in rows.items()}
     text = ""
-    for finding in FINDINGS:
-        if all(values.get(name) for name in re.findall(r"{(.*?)}", finding)):
-            text += f"- {re.sub(r'{(.*?)}', lambda match: values[match[1]], finding)}\n"
-    text += f"\nClaims by verdict, at profile {' / '.join(f'`{profile}`' for profile in COMMITTED)}:\n\n"
-    text += _header("notebook", *VERDICTS, "time")
-    for slug in sorted({document["slug"] for document in documents}):
-        held = {document["profile"]: document for document in documents if document["slug"] == slug}
-        columns = zip(*(_counts(held.get(profile)) for profile in COMMITTED), strict=True)
-        text += _line(slug.replace("_", " "), *(" / ".join(column) for column in columns))
+    for slug, held in _by_slug(documents).items():
+        rows = _nearest(held)
+        verdicts = [row["verdict"] for row, _ in rows if row["kind"] == "paper"]
+        if not verdicts:
+            continue
+        counts = [f"{verdicts.count(word)} {word}" for word in claims.VERDICTS["paper"] if word in verdicts]
+        text += f"- **{slug.replace('_', ' ')}**: of {len(verdicts)} claims of the paper {', '.join(counts)}."
+        for kind in ("paper", "control"):
+            decided = [pair for pair in rows if pair[0]["kind"] == kind and pair[0]["ci95"] is not None]
+            for row, profile in decided[:1]:
+                text += f" {row['statement'].rstrip('.')}: *{_verdict(row)}*, {_measured(row)}, at `{profile}`."
+        text += "\n"
     return text
-
-
-def _in_words(row: Document) -> str:
-    """Value and interval for a sentence: two digits after the point, or three where two leave the interval no width."""
-    if row["value"] is None:
-        return ""
-    ends = row["ci95"] or ()
-    digits = 3 if len({f"{end:.2f}" for end in ends}) == 1 else 2
-    value, interval = f"{row['value']:.{digits}f}", ", ".join(f"{end:.{digits}f}" for end in ends)
-    return f"{value} [{interval}]" if interval else value
-
-
-def _counts(document: Document | None) -> list[str]:
-    """How many claims came to each verdict, and how many minutes it took."""
-    if document is None:
-        return ["–"] * (len(VERDICTS) + 1)
-    verdicts = [row["verdict"] for row in document["claims"]]
-    minutes = max(round(document["provenance"]["seconds"] / 60), 1)
-    return [*(str(verdicts.count(verdict)) for verdict in VERDICTS), f"{minutes} min"]
-
-
-def _timeless(text: str) -> str:
-    """The text without times: a run that only took longer changes nothing."""
-    return re.sub(r"\d+ min(?= [/|])", "", text)
 
 
 def render_gallery(documents: list[Document]) -> str:
-    """``figures/README.md``: claims × profile beside the paper's numbers, then all figures by profile."""
-    text = "# Figures and claims\n\nGenerated by `make report` from the `results.json` files here; do not edit.\n\n"
+    """``figures/README.md``: what was found, then the claims beside the paper's numbers, then all figures."""
+    text = "# What was found\n\nGenerated by `make report` from the `results.json` files here; do not edit.\n\n"
     if not documents:
         return text + NO_RESULTS
     text += (
-        "The paper's number was measured at the paper's own scale. Ours belongs to the profile named in its row: "
-        "`small` is scaled down and does not measure the paper's number. Square brackets hold 95 % bootstrap "
-        "intervals; n counts images, or training seeds where training is the claim.\n\n## Claims\n\n"
+        "Each claim was registered before its run, with the smallest difference that would matter (its margin), in "
+        "`notebooks/claims/`. Square brackets hold 95 % intervals. *Exploratory* marks what was in sight before it had "
+        "its words, and is confirmed on no fresh images or networks yet. "
+        + "; ".join(f"*{word}*: {meaning}" for word, meaning in WORDS.items())
+        + ".\n"
     )
-    text += _header("id", "claim", "source", "paper's number", "profile", "ours", "n", "verdict", "command", "note")
-    for slug, claim, rows in _rows(documents):
-        for profile in COMMITTED:
-            row = rows.get(profile, {"value": None, "n": 0, "verdict": "not attempted", "note": ""})
-            statement = row.get("statement", claim["statement"])
-            what = (claim["id"], statement, claim["source"], number(claim["paper"]), f"`{profile}`")
-            command = f"`{_command(profile, slug)}`"
-            text += _line(*what, _measured(row), row["n"], f"**{row['verdict']}**", command, row["note"])
+    found = _by_slug(documents)
+    for slug, held in found.items():
+        text += f"\n## {slug.replace('_', ' ')}\n\n{_title(held)}"
+        for row, profile in _nearest(held):
+            if row["kind"] != "identity":
+                text += f"- {row['id']} {sentence(row)}, at `{profile}`.\n"
+    text += "\n# Claims\n"
+    for slug, held in found.items():
+        text += f"\n## {slug}\n\n{_table(slug, held)}"
     for profile in COMMITTED:
-        held = sorted((entry for entry in documents if entry["profile"] == profile), key=lambda entry: entry["slug"])
-        if held:
-            text += f"\n## Profile `{profile}`\n" + "".join(map(_section, held))
+        of_profile = [held[profile] for held in found.values() if profile in held]
+        if of_profile:
+            text += f"\n# Figures at profile `{profile}`\n" + "".join(map(_section, of_profile))
     return text
+
+
+def _title(held: dict[str, Document]) -> str:
+    paper = next(iter(held.values()))["paper"]
+    return f"{paper['title']} (arXiv {paper['arxiv']}).\n\n" if paper else ""
+
+
+def _table(slug: str, held: dict[str, Document]) -> str:
+    """The claims of a notebook at every profile; identities apart, with their largest error and its tolerance."""
+    titles = ("id", "kind", "claim", "source", "paper", "margin, and why", "profile", "ours", "95 % of other networks")
+    text, exact = _header(*titles, "I²", "n", "verdict", "note"), ""
+    for profile in COMMITTED:
+        for row in held[profile]["claims"] if profile in held else []:
+            verdict = f"**{row['verdict']}**" + (" (exploratory)" if row["exploratory"] else "")
+            if row["kind"] == "identity":
+                tried = (number(row["value"]), number(row["margin"]), row["unit"], row["n"]["images"])
+                exact += _line(row["id"], row["statement"], f"`{profile}`", *tried, verdict, row["note"])
+                continue
+            margin = f"{number(row['margin'])}: {row['why']}"
+            i2 = "" if row["i2"] is None else f"{row['i2']:.0%}"
+            said = (row["id"], row["kind"], row["statement"], row["source"], number(row["paper"]), margin)
+            ours = (_measured(row), bracket(row["prediction95"]), i2, size(row["n"]), verdict, row["note"])
+            text += _line(*said, f"`{profile}`", *ours)
+    if exact:
+        titles = ("id", "identity", "profile", "largest error", "tolerance", "unit", "of", "verdict", "note")
+        exact = f"\n{_header(*titles)}{exact}"
+    command = " or ".join(f"`{_command(profile, slug)}`" for profile in COMMITTED)
+    return f"{text}{exact}\nRun again by {command}.\n"
 
 
 def _section(document: Document) -> str:
@@ -186,15 +229,12 @@ def main() -> None:
         documents = read(runtime.FIGURES)
         texts = {
             runtime.FIGURES / "README.md": render_gallery(documents),
-            readme: insert(
-                readme.read_text(encoding="utf-8") if readme.exists() else "",
-                render_summary(documents),
-            ),
+            readme: insert(readme.read_text(encoding="utf-8") if readme.exists() else "", render_summary(documents)),
         }
     except ValueError as error:
         raise SystemExit(f"report: {error}") from error
     for path, text in texts.items():
-        if not path.exists() or _timeless(path.read_text(encoding="utf-8")) != _timeless(text):
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
             files.write_bytes(path, text.encode())
             print(f"{path.relative_to(runtime.ROOT)} written")
 

@@ -1,102 +1,29 @@
-"""Results of a notebook: figures, tables and claims, gathered aside and put in place in one step."""
+"""Results of a notebook: figures, tables, scores and claims, gathered aside and put in place in one step."""
 
 import datetime
 import json
 import math
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from jsonschema import Draft202012Validator
 from matplotlib.figure import Figure
 
 from ..core import files
-from . import claims, runtime
-from .claims import claim as claim, interval as interval, not_attempted as not_attempted  # for notebooks
-
-
-def _object(**properties: Any) -> dict[str, Any]:
-    """The schema of an object that has all of these keys, and perhaps more."""
-    return {"type": "object", "required": [*properties], "properties": properties}
-
-
-_TEXT, _NUMBER, _OBJECT = {"type": "string"}, {"type": "number"}, {"type": "object"}
-_CHECKSUMS = _OBJECT | {"additionalProperties": _TEXT | {"pattern": "^[0-9a-f]{64}$"}}
-_CLAIM = _object(
-    **dict.fromkeys(("id", "statement", "source"), _TEXT),
-    kind={"enum": claims.KINDS},
-    threshold=_NUMBER,
-    unit=_TEXT,
-    paper={"type": ["number", "null"]},
-    value={"type": ["number", "null"]},
-    ci95={"type": ["array", "null"], "items": _NUMBER, "minItems": 2, "maxItems": 2},
-    n={"type": "integer"},
-    verdict=_TEXT,
-    note=_TEXT,
-)
-_DOCUMENT = _object(
-    slug=_TEXT,
-    profile={"enum": runtime.PROFILES},
-    paper=_object(title=_TEXT, arxiv=_TEXT) | {"type": ["object", "null"]},
-    claims={"type": "array"},
-    tables=_OBJECT | {"additionalProperties": {"type": "array", "items": _OBJECT}},
-    figures={"type": "array", "items": _TEXT | {"pattern": r"^[^/]+\.png$"}},
-    provenance=_object(
-        git={"type": ["string", "null"]},
-        dirty={"type": ["boolean", "null"]},
-        seed={"type": "integer"},
-        **dict.fromkeys(("params", "versions"), _OBJECT),
-        **dict.fromkeys(("device", "started"), _TEXT),
-        seconds=_NUMBER,
-        **dict.fromkeys(("data", "models"), _CHECKSUMS),
-    ),
-)
-
-
-def validate(document: dict[str, Any]) -> None:
-    """Refuse a ``results.json`` that breaks the schema, or whose verdicts do not follow; the error names the key."""
-    _check(document, _DOCUMENT)
-    for row in document["claims"]:
-        validate_claim(row)
-    ids = [row["id"] for row in document["claims"]]
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"claims: got the ids {ids}, wants each once")
-
-
-def validate_claim(row: dict[str, Any]) -> None:
-    """Refuse a claim with a missing key, a wrong type, or a verdict that does not follow from its numbers."""
-    name = f"claims.{row.get('id', '?') if isinstance(row, dict) else '?'}"
-    _check(row, _CLAIM, name)
-    if row["verdict"] == "not attempted":
-        wanted = {"value": None, "n": 0, "note": row["note"] or "the reason"}
-    elif row["value"] is None or row["n"] < 1:
-        raise ValueError(f"{name}.{'value' if row['value'] is None else 'n'}: wants a number, and n of at least 1")
-    else:
-        try:
-            wanted = {"verdict": claims.judge(row["kind"], row["threshold"], row["value"], row["ci95"])}
-        except ValueError as error:
-            raise ValueError(f"{name}.{error}") from error
-    for key, value in wanted.items():
-        if row[key] != value:
-            raise ValueError(f"{name}.{key}: got {row[key]!r}, wants {value!r}")
-
-
-def _check(value: Any, schema: dict[str, Any], *name: str) -> None:
-    """Refuse what breaks a schema, with the place of the first error."""
-    for error in Draft202012Validator(schema).iter_errors(value):
-        place = [*name, *map(str, error.absolute_path)]
-        if error.validator == "required":
-            place.append(next(key for key in error.validator_value if key not in error.instance))
-        what = "missing" if error.validator == "required" else error.message
-        raise ValueError(f"{'.'.join(place)}: {what}")
+from . import claims, decisions, runtime, scores as tables
+from .pooling import interval as interval  # for notebooks
+from .schema import validate
 
 
 class Results:
     """Recorder of one run of the notebook ``slug``; nothing appears under ``figures/`` before :meth:`finish`.
 
     ``params`` are the notebook's parameters, plain JSON values; ``paper`` is the ``{"title", "arxiv"}`` it reproduces.
+    Its claims are those of ``notebooks/claims/SLUG.yml``, read here: there is no run without a registration.
     """
 
     def __init__(
@@ -112,16 +39,18 @@ class Results:
         self._clock = time.perf_counter()
         self._started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         runtime.check_copy()
+        self._registration = claims.register(runtime.claims_file(slug))
         runtime.check_data(params)
         self._device = runtime.resolve_device(str(device))
         self.slug, self.profile, self.paper, self.seed = slug, profile, paper, seed
         self.params = runtime.own_parameters(slug, params)
-        self._claims: list[dict[str, Any]] = []
+        self._identities: dict[str, tuple[float, int]] = {}
+        self._scores: list[pd.DataFrame] = []
         self._tables: dict[str, list[dict[str, Any]]] = {}
         self._figures: list[str] = []
         self._checksums: dict[str, dict[str, str]] = {"data": {}, "models": {}}
-        self._target = runtime.FIGURES / profile / slug
-        self._measured = runtime.measured(self._target / "results.json")
+        self._target = runtime.results_folder(slug, profile)
+        self._earlier = decisions.read_earlier(self._target / "results.json")
         self.folder = files.staging_folder(self._target)
 
     def figure(self, name: str, fig: Figure, data: pd.DataFrame | None = None) -> None:
@@ -148,16 +77,25 @@ class Results:
         self._write_csv(name, frame)
         return frame
 
-    def claim(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Record a row made by :func:`claims.claim` or :func:`claims.not_attempted`; return it."""
-        validate_claim(row)
-        if row["id"] in (known["id"] for known in self._claims):
-            raise ValueError(f"claim: id {row['id']!r} is already recorded")
-        if row["value"] is None and row["id"] in self._measured:
-            keeps = f"figures/{self.profile}/{self.slug} keeps the value that was measured (remove it to lose that)"
-            raise RuntimeError(f"claim {row['id']}: would no longer be attempted: {row['note']}; {keeps}")
-        self._claims.append(row)
-        return row
+    def scores(self, metric: str, values: Mapping[str, Any], *, set: str, network: str, images: int = 0) -> None:
+        """Record one score an image, method -> (n,): what the claims are decided from, and ``scores.parquet``.
+
+        ``network`` is the name in the zoo, with the replica's number; ``images`` is the seed of the images, so that
+        networks which explained the same images have the same.
+        """
+        place: dict[str, Any] = {"set": set, "network": network, "images": images}
+        self._scores += [tables.rows_of(metric, method, entries, **place) for method, entries in values.items()]
+
+    def identity(self, id: str, errors: Any) -> str:
+        """Record the largest error of an identity, all of them finite; return its verdict."""
+        if self._registered(id)["kind"] != "identity":
+            raise ValueError(f"claim {id}: is no identity; its scores decide it")
+        array = np.asarray(errors.detach().cpu() if hasattr(errors, "detach") else errors, float).ravel()
+        if not len(array) or not np.isfinite(array).all():
+            left_out = int((~np.isfinite(array)).sum())
+            raise ValueError(f"claim {id}: {left_out} of {len(array)} errors are not finite, wants all finite")
+        self._identities[id] = float(max(array, key=abs)), len(array)
+        return self._decide([id])[0]["verdict"]
 
     def data(self, name: str, sha256: str) -> None:
         """Note a data set that the numbers depend on."""
@@ -167,28 +105,45 @@ class Results:
         """Note a model that the numbers depend on."""
         self._checksums["models"][name] = sha256
 
-    def verdict(self, id: str) -> str:
-        """The verdict on a claim recorded before."""
-        return next(row["verdict"] for row in self._claims if row["id"] == id)
+    def judge(self, *ids: str) -> pd.DataFrame:
+        """What came of the claims (all of them by default) with the scores so far, rounded for reading."""
+        return shown(self._decide([self._registered(id)["id"] for id in ids or self._registration.claims]))
 
-    def verdicts(self) -> pd.DataFrame:
-        """The claims so far, rounded for reading: what the paper prints beside what this profile gave."""
-        # "paper" alone would be the column of the paper's numbers
-        titles = ["id", "statement", "paper", f"ours, {self.profile}", "95 % interval", "n", "verdict"]
-        keys = ("id", "statement", "paper", "value", "ci95", "n", "verdict")
-        shown: dict[str, Any] = {"paper": number, "value": number, "ci95": bracket}
-        rows = [[shown[key](row[key]) if key in shown else row[key] for key in keys] for row in self._claims]
-        return pd.DataFrame(rows, columns=titles)
+    def replications(self, *ids: str) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+        """The row of each claim and the means of its units (set, network, mean), for :func:`plotting.forest`."""
+        found, scores = [], tables.join(self._scores)
+        for row in self._decide([self._registered(id)["id"] for id in ids]):
+            if row["value"] is None or row["kind"] == "identity":
+                continue
+            rows = tables.differences(scores, self._registered(row["id"])["scores"])
+            units = rows.groupby(["set", "network"], sort=False, observed=True)["value"].mean()
+            found.append((row, units.rename("mean").reset_index()))
+        return found
+
+    def verdict(self, id: str) -> str:
+        """The verdict on a claim with the scores so far."""
+        return self._decide([self._registered(id)["id"]])[0]["verdict"]
 
     def finish(self) -> None:
         """Write ``results.json`` and put the folder in place of ``figures/<profile>/<slug>``."""
         if not self.folder.is_dir():
             raise RuntimeError(f"finish: {self.slug} is finished already; run the notebook from its first cell")
+        rows = self._decide([*self._registration.claims])
+        before = self._earlier[0] if self._earlier else {}
+        lost = [
+            row["id"] for row in rows if row["value"] is None and before.get(row["id"], {}).get("value") is not None
+        ]
+        if lost:
+            keeps = f"{self._target} keeps the values that were measured (remove it to lose them)"
+            raise RuntimeError(f"claim {', '.join(lost)}: would no longer be attempted; {keeps}")
+        if self._scores:
+            tables.write(self.folder / "scores.parquet", tables.join(self._scores))
         document = {
             "slug": self.slug,
             "profile": self.profile,
             "paper": self.paper,
-            "claims": [{**row, "note": runtime.portable(row["note"])} for row in self._claims],
+            "registration": self._registration.sha256,
+            "claims": rows,
             "tables": self._tables,
             "figures": self._figures,
             "provenance": {
@@ -200,10 +155,25 @@ class Results:
         }
         validate(document)
         files.write_json(self.folder / "results.json", document)
-        with files.locked(runtime.BUILD / self.profile / self.slug):
+        with files.locked(runtime.BUILD / self._target.relative_to(runtime.FIGURES)):
             files.replace_folder(self.folder, self._target)
-        counts = f"{len(self._claims)} claims, {len(self._figures)} figures, {len(self._tables)} tables"
-        print(f"figures/{self.profile}/{self.slug}: {counts}")
+        counts = f"{len(rows)} claims, {len(self._figures)} figures, {len(self._tables)} tables"
+        print(f"figures/{self._target.relative_to(runtime.FIGURES)}: {counts}")
+
+    def _registered(self, id: str) -> dict[str, Any]:
+        if id not in self._registration.claims:
+            known = ", ".join(self._registration.claims)
+            raise ValueError(f"claim {id}: is not registered in notebooks/claims/{self.slug}.yml, which has {known}")
+        return self._registration.claims[id]
+
+    def _decide(self, ids: list[str]) -> list[dict[str, Any]]:
+        """The rows of ``results.json`` of some claims; families are corrected as a whole."""
+        registered = self._registration.claims
+        families = {registered[id].get("family") for id in ids} - {None}
+        wanted = [claim for id, claim in registered.items() if id in ids or claim.get("family") in families]
+        more: dict[str, Any] = {"identities": self._identities, "earlier": self._earlier}
+        found = decisions.decide(wanted, tables.join(self._scores), slug=self.slug, profile=self.profile, **more)
+        return [row for row in found if row["id"] in ids]
 
     def _write_csv(self, name: str, frame: pd.DataFrame) -> None:
         _flat(frame).to_csv(self.folder / f"{name}.csv", index=False, lineterminator="\n")
@@ -212,6 +182,16 @@ class Results:
     def _check_name(name: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             raise ValueError(f"name: got {name!r}, wants letters, digits, '_' and '-' (it becomes a file name)")
+
+
+def shown(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Claims for reading: what the paper prints beside ours."""
+    cells = []
+    for row in rows:
+        cell = {"claim": row["id"], "statement": row["statement"], "paper": number(row["paper"])}
+        cell |= {"ours": number(row["value"]), "95 % interval": bracket(row["ci95"]), "n": size(row["n"])}
+        cells.append(cell | {"verdict": row["verdict"] + (" (exploratory)" if row["exploratory"] else "")})
+    return pd.DataFrame(cells)
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:
@@ -241,3 +221,12 @@ def number(value: float | None) -> str:
 def bracket(ci95: list[float] | None) -> str:
     """An interval as ``[low, high]``, or nothing."""
     return "" if ci95 is None else f"[{number(ci95[0])}, {number(ci95[1])}]"
+
+
+def size(n: dict[str, int]) -> str:
+    """What a claim rests on, in words: 2,560 images of 5 networks."""
+    images = f"{n['images']:,} {'image' if n['images'] == 1 else 'images'}"
+    networks = f"{n['networks']} {'network' if n['networks'] == 1 else 'networks'}"
+    if n["networks"] and n["images"] <= n["networks"]:  # one value each
+        return networks
+    return f"{images} of {networks}" if n["networks"] else images

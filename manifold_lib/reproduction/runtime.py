@@ -54,13 +54,15 @@ def own_parameters(slug: str, params: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if re.search(rf"^{name} *=", "\n".join(texts), re.M)}
 
 
-def measured(results: Path) -> set[str]:
-    """The ids of the claims that an earlier run has measured."""
-    try:
-        rows = json.loads(results.read_text(encoding="utf-8"))["claims"]
-        return {row["id"] for row in rows if row["value"] is not None}
-    except (OSError, ValueError, LookupError, TypeError):
-        return set()
+def claims_file(slug: str) -> Path:
+    """Where the claims of a notebook are registered."""
+    return ROOT / "notebooks" / "claims" / f"{slug}.yml"
+
+
+def results_folder(slug: str, profile: str) -> Path:
+    """Where a run puts its results; a unit of a sweep has a folder of its own."""
+    unit = os.environ.get("MANIFOLD_UNIT", "")
+    return FIGURES / "sweep" / profile / slug / unit if unit else FIGURES / profile / slug
 
 
 def portable(text: str) -> str:

@@ -20,15 +20,14 @@ from ..data import datasets, folders, generated
 from ..data.shapes import sample_shapes
 from ..models.vae import VAE
 from . import runtime, training
-from .recipes import RECIPES, Recipe
+from .recipes import RECIPES, Recipe, is_generated, recipe as recipe_of, replica
 
 
 def path(name: str) -> Path:
     """The weight file of a model: the one found, or the one that training writes."""
-    if name not in RECIPES:
-        raise ValueError(f"name: got {name!r}, wants one of {', '.join(RECIPES)}")
+    recipe_of(name)
     found = (file for place in _places() if _whole(file := place / f"{name}.safetensors"))
-    return next(found, runtime.MODELS / f"{name}.safetensors")
+    return next(found, _home(name) / f"{name}.safetensors")
 
 
 def card(name: str) -> dict[str, Any]:
@@ -36,8 +35,12 @@ def card(name: str) -> dict[str, Any]:
     return json.loads(path(name).with_suffix(".json").read_text(encoding="utf-8"))
 
 
-def load(name: str, device: str | torch.device = "cpu") -> Any:
-    """A named model on ``device``: float32, in eval mode, frozen. Raises ``DataNotFound`` where it is missing."""
+def load(name: str, device: str | torch.device = "cpu", *, seed: int = 0) -> Any:
+    """A named model on ``device``: float32, in eval mode, frozen. Raises ``DataNotFound`` where it is missing.
+
+    ``seed`` picks the replica of the model: the same recipe, trained with another seed.
+    """
+    name = replica(name, seed)
     where, file = runtime.resolve_device(str(device)), path(name)
     if not _whole(file):
         raise files.DataNotFound(
@@ -45,7 +48,7 @@ def load(name: str, device: str | torch.device = "cpu") -> Any:
             "Get them in one of two ways: clone the repository, which has them, and set MANIFOLD_DATA to its folder "
             f"data; or train them (make models, or python -m manifold_lib.reproduction.zoo {name})."
         )
-    model = RECIPES[name].build()
+    model = recipe_of(name).build()
     files.load_weights(file, model, card(name)["sha256"])
     return model.eval().requires_grad_(False).to(where)
 
@@ -53,7 +56,12 @@ def load(name: str, device: str | torch.device = "cpu") -> Any:
 def _places() -> list[Path]:
     """Where weights are looked for."""
     given = folders.data_folder()
-    return [runtime.MODELS] if given is None else [runtime.MODELS, given / "models"]
+    return [runtime.MODELS, *([] if given is None else [given / "models"]), folders.CACHE / "models"]
+
+
+def _home(name: str) -> Path:
+    """Where training writes a model: replicas that are not committed go to the cache."""
+    return runtime.MODELS if name in RECIPES else folders.CACHE / "models"
 
 
 def _whole(file: Path) -> bool:
@@ -61,11 +69,13 @@ def _whole(file: Path) -> bool:
     return file.exists() and file.with_suffix(".json").exists()
 
 
-def samples(name: str, n_samples: int, *, seed: int, device: str | torch.device = "cpu") -> generated.Samples:
-    """``mnist32`` or ``fashion32`` images, generated on ``device`` by the zoo's own VAE and labeller."""
-    vae, labeller = load(f"{name}-vae", device), load(f"{name}-labeller", device)
-    generator = torch.Generator().manual_seed(seed)
-    return generated.sample_generated(vae.decode, labeller, n_samples, latent_dim=vae.latent_dim, generator=generator)
+def samples(
+    name: str, n_samples: int, *, seed: int, vae: int = 0, device: str | torch.device = "cpu"
+) -> generated.Samples:
+    """``mnist32`` or ``fashion32`` images, generated on ``device`` by one of the set's two VAEs and its labeller."""
+    decoder, labeller = (load(f"{name}-{part}", device, seed=vae) for part in ("vae", "labeller"))
+    generator, k = torch.Generator().manual_seed(seed), decoder.latent_dim
+    return generated.sample_generated(decoder.decode, labeller, n_samples, latent_dim=k, generator=generator)
 
 
 def train(name: str, *, device: torch.device, progress: bool = False, again: bool = False) -> None:
@@ -73,7 +83,7 @@ def train(name: str, *, device: torch.device, progress: bool = False, again: boo
 
     The models that it needs are trained first, where they are missing.
     """
-    recipe, file = RECIPES[name], runtime.MODELS / path(name).name
+    recipe, file = recipe_of(name), _home(name) / path(name).name
     folder = folders.CACHE / "checkpoints"
     with files.locked(folder / name):
         if _whole(path(name)) and not again:
@@ -114,7 +124,7 @@ def _prepare(
     name: str, device: torch.device
 ) -> tuple[nn.Module, training.Batch | Callable[[int], training.Batch], training.Loss, str]:
     """The fresh model, its batches, its loss, and the checksum of the real data behind it."""
-    recipe = RECIPES[name]
+    recipe = recipe_of(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = recipe.build().to(device).train()
@@ -134,10 +144,12 @@ def _prepare(
         batches = (predict(load(recipe.parents[0], device), inputs), labels)
     elif recipe.kind in _CHANGES:
         batches = functools.partial(_changed_epoch, recipe, inputs, labels)
-    elif recipe.kind in ("generated", "robust"):
+    elif is_generated(recipe):
         batches = functools.partial(_generated_epoch, recipe, device)
-    if recipe.kind == "robust":
-        model.load_state_dict(load("lenet-mnist32").state_dict())
+        if recipe.kind.endswith(" once"):
+            batches = batches(0)
+    if recipe.kind.startswith("robust"):
+        model.load_state_dict(load(recipe.parents[2]).state_dict())
         loss = training.adversarial_loss((0.5, 1.0, 2.0))
     return model, batches, loss, real.checksum
 
@@ -163,15 +175,16 @@ def _changed_epoch(recipe: Recipe, inputs: Tensor, labels: Tensor, epoch: int) -
 def _generated_epoch(recipe: Recipe, device: torch.device, epoch: int) -> training.Batch:
     """An epoch's own draw of generated images; seeds below 10⁶ are reserved for evaluation."""
     size = 15_000 if recipe.kind == "robust" else 60_000
-    drawn = samples(recipe.data, size, seed=1_000_000 + recipe.seed * 1_000 + epoch, device=device)
+    seed = 1_000_000 + recipe.seed * 1_000 + epoch
+    drawn = samples(recipe.data, size, seed=seed, vae=recipe.vae, device=device)
     return drawn.inputs, drawn.labels
 
 
 def measure(name: str, model: Any) -> dict[str, float]:
     """The numbers on a model's card, on test images or fresh generated ones that no training saw."""
-    recipe = RECIPES[name]
-    if recipe.kind in ("generated", "robust"):
-        drawn = samples(recipe.data, 10_000, seed=0, device=next(model.parameters()).device)
+    recipe = recipe_of(name)
+    if is_generated(recipe):
+        drawn = samples(recipe.data, 10_000, seed=0, vae=recipe.vae, device=next(model.parameters()).device)
         return training.measure_classifier(model, drawn, datasets.load(recipe.data, train=False))
     test = _images(recipe.data, train=False)
     if recipe.kind in ("vae", "elbo"):

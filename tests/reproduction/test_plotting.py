@@ -41,7 +41,7 @@ def test_densities_name_their_axes_and_show_the_exact_law():
     _, axis = plt.subplots()
     plotting.plot_densities({"gradient": torch.rand(50)}, k=3, d=30, ax=axis, title="t")
     assert axis.get_xlabel() and axis.get_ylabel() and axis.get_title() == "t"
-    assert "random, exact law" in [text.get_text() for text in axis.get_legend().get_texts()]
+    assert "random vectors, exact law" in [text.get_text() for text in axis.get_legend().get_texts()]
 
 
 def test_curves_and_intervals_use_the_method_s_colour():
@@ -57,3 +57,15 @@ def test_curves_and_intervals_use_the_method_s_colour():
 
 def test_methods_have_distinct_colours():
     assert len(set(plotting.COLOURS.values())) == len(plotting.COLOURS)
+
+
+def test_a_forest_has_a_dot_a_network_and_a_diamond_a_claim():
+    row = {"id": "1.1", "statement": "a " * 80, "kind": "paper", "margin": 0.02, "value": 0.1, "ci95": [0.05, 0.15]}
+    row |= {"prediction95": None, "unit": "fraction", "verdict": "direction only"}
+    units = pd.DataFrame({"set": ["a", "a", "b"], "network": ["x", "y", "z"], "mean": [0.1, 0.2, 0.0]})
+    few = row | {"kind": "control", "ci95": None, "verdict": "not attempted"}
+    (axis,) = plotting.forest([(row, units), (few, units[:1])], xlabel="difference").axes
+    assert [len(line.get_xdata()) for line in axis.lines if line.get_marker() == "o"] == [2, 1, 1]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["pooled", "a (2)", "b (1)", "pooled", "a (1)"]
+    assert len(axis.patches) == 1, "no diamond without an interval"
+    assert any(text.get_text() == "+0.100 fraction\ndirection only" for text in axis.texts)

@@ -2,22 +2,9 @@ import json
 
 import pytest
 
-from manifold_lib.reproduction import report, runtime
-from manifold_lib.reproduction.claims import claim, not_attempted
+from manifold_lib.reproduction import claims, decisions, report, runtime, scores
 
 README = f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nThe rest.\n"
-
-
-def document(slug="02_example", profile="small", value=0.5, **more):
-    rows = [
-        claim("2.1", "a | b\nholds", "Fig. 3", kind="greater", threshold=0.0, values=[value, value + 0.1], paper=0.09),
-        claim("2.2", "sums exactly", "eq. 1", kind="exact", threshold=1e-3, value=1e-5, unit="nats"),
-        not_attempted("2.3", "on ImageNet", "Table 1", kind="less", threshold=0.0, reason="needs ImageNet"),
-    ]
-    provenance = {"git": "c0ffee", "dirty": False, "seed": 0, "params": {}, "versions": {}, "device": "CPU"}
-    provenance |= {"started": "2025-01-01T00:00:00+00:00", "seconds": 1.0, "data": {}, "models": {}}
-    head = {"slug": slug, "profile": profile, "paper": {"title": "A paper", "arxiv": "2206.07387"}}
-    return head | {"claims": rows, "tables": {}, "figures": ["fig1_line.png"], "provenance": provenance} | more
 
 
 def write(content, place=None):
@@ -27,6 +14,15 @@ def write(content, place=None):
     for name in content["figures"]:
         (folder / name).write_bytes(b"png")
     return folder
+
+
+def gallery():
+    return (runtime.FIGURES / "README.md").read_text(encoding="utf-8")
+
+
+def bullets():
+    """The sentences on what was found, by id."""
+    return {line.split()[1]: line for line in gallery().splitlines() if line.startswith("- ")}
 
 
 @pytest.fixture
@@ -47,78 +43,145 @@ def fails(message):
 
 def test_no_results(readme):
     report.main()
-    assert "No results yet" in readme.read_text() and "No results yet" in (runtime.FIGURES / "README.md").read_text()
+    assert "No results yet" in readme.read_text() and "No results yet" in gallery()
 
 
-def test_report(readme, capsys):
+def test_a_line_a_paper_counts_the_papers_own_claims(readme, document, registered, capsys):
     write(document())
+    # a notebook without claims of a paper has no line
+    write(document(slug="06_own", changes={"1": {"kind": "expectation", "source": None, "paper": None}, "2": None}))
+    noise = {"metric": "DiffID", "of": "noise", "minus": "MA-GIG", "sets": ["mnist32"]}
+    more = {"3": {"kind": "paper", "source": "Fig. 4", "margin": 0.02, "level": "images", "scores": noise}}
+    for profile, value in (("small", 0.5), ("paper", -0.5)):
+        write(document(slug="01_first", profile=profile, value=value, changes=more))
     report.main()
     assert capsys.readouterr().out == "figures/README.md written\nREADME.md written\n"
     text = readme.read_text()
     assert text.startswith("# Title\n\n" + report.BEGIN) and text.endswith(report.END + "\n\nThe rest.\n")
     assert "\nold\n" not in text
-    assert "| 02 example | 2 / – | 0 / – | 0 / – | 1 / – | 1 min / – |" in text
-    assert not any(line.startswith("- ") for line in text.splitlines()), (
-        "a sentence whose claims are missing is left out"
+    first, second = (line for line in text.splitlines() if line.startswith("- "))
+    # each claim once, at the profile nearer to the paper; controls, expectations and identities do not count
+    assert first.startswith(
+        "- **01 first**: of 3 claims of the paper 1 equivalent, 1 not reproduced, 1 not attempted."
+        " It is: *not reproduced*, -0.497 [-0.501, -0.494], at `paper`. It is: *fooled*, "
     )
-
-
-def test_gallery(readme):
-    write(document())
-    write(document(slug="01_first"))
-    write(document(profile="paper", value=-0.5, claims=document(value=-0.5)["claims"][:1]))
+    assert second.startswith("- **02 example**: of 2 claims of the paper 1 direction only, 1 not attempted. It is: *d")
+    registered({"1": {"margin": 0.03}})
     report.main()
-    text = (runtime.FIGURES / "README.md").read_text()
-    lines = [line for line in text.splitlines() if line.startswith("| 2.1 |")]
-    assert len(lines) == 4, "two notebooks, each at two profiles"
-    assert "`small` | 0.55 [0.5, 0.6] | 2 | **reproduced** | `make 02 PROFILE=small`" in lines[2]
-    assert "`paper` | -0.45 [-0.5, -0.4] | 2 | **not reproduced** | `make 02 PROFILE=paper`" in lines[3]
-    assert "`paper` |  | 0 | **not attempted** | `make 01 PROFILE=paper`" in lines[1]
-    assert "needs ImageNet" in text
-    assert text.index("### 01_first") < text.index("### 02_example") < text.index("## Profile `paper`")
+    assert "It is: *direction only, exploratory*, 0.503 [" in readme.read_text()
+
+
+def test_the_gallery_opens_with_what_was_found(readme, document):
+    write(document())
+    write(document(profile="paper", value=-0.5))
+    write(document(slug="01_first"))
+    report.main()
+    text = gallery()
+    heads = [line for line in text.splitlines() if line.startswith("#")]
+    assert heads == [
+        *("# What was found", "## 01 first", "## 02 example", "# Claims", "## 01_first", "## 02_example"),
+        *("# Figures at profile `small`", "### 01_first, profile `small`", "### 02_example, profile `small`"),
+        *("# Figures at profile `paper`", "### 02_example, profile `paper`"),
+    ]
+    found = bullets()
+    assert list(found) == ["1.1", "1.2", "1.C1", "2.1", "2.2", "2.C1"], "a sentence a claim, and identities apart"
+    # the profile nearer to the paper goes first
+    assert found["2.1"].startswith("- 2.1 **Is it a | b?** *not reproduced*: It is. (-0.497 [")
+    assert found["2.1"].endswith("; 40 images of 1 network; the paper has 0.085), at `paper`.")
+    assert (
+        found["1.1"].startswith("- 1.1 **Is it a | b?** *direction only*: It is. (0.") and "at `small`" in found["1.1"]
+    )
+    assert found["1.2"] == "- 1.2 **Is it a | b?** *not attempted*: It is., at `small`."
+    assert "A paper (arXiv 2206.07387)." in text
     for line in text.splitlines():
         if line.startswith("!["):
             assert (runtime.FIGURES / line.split("](")[1].rstrip(")")).is_file()
 
 
-def test_every_row_has_the_columns_of_its_header():
-    documents = [document(), document(profile="paper")]
-    for text in (report.render_summary(documents), report.render_gallery(documents)):
-        counts = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}
-        assert len(counts) == 1
+def test_the_claims_beside_the_paper(readme, document):
+    write(document(changes={"1": {"note": "a | b\nc"}}))
+    report.main()
+    tables = gallery().split("\n# Claims\n")[1].split("\n\n")
+    rows = [[cell.strip() for cell in line.replace("\\|", "/").split("|")[1:-1]] for line in tables[1].splitlines()]
+    first = dict(zip(rows[0], rows[2], strict=True))
+    assert first["ours"].startswith("0.5") and first["paper"] == "0.085" and first["source"] == "Fig. 3"
+    assert first["margin, and why"] == "0.02: a guess" and first["verdict"] == "**direction only**"
+    assert (first["profile"], first["n"], first["note"]) == ("`small`", "40 images of 1 network", "a / b c")
+    assert [row[0] for row in rows[2:]] == ["2.1", "2.2", "2.C1"] and "needs ImageNet" in rows[3]
+    assert "| 2.T1 | It is. | `small` | 1e-05 | 0.001 | nats | 64 | **exact** |" in tables[2]
+    for table in tables[1:3]:
+        assert len({line.replace("\\|", "").count("|") for line in table.splitlines()}) == 1
 
 
-def test_counts_and_times_of_each_notebook_and_profile():
-    documents = [document(), document(profile="paper"), document(slug="01_first")]
-    documents[0]["provenance"]["seconds"], documents[1]["provenance"]["seconds"] = 200.0, 12.0
-    lines = [line for line in report.render_summary(documents).splitlines() if line.startswith("| 0")]
-    assert lines == [
-        "| 01 first | 2 / – | 0 / – | 0 / – | 1 / – | 1 min / – |",
-        "| 02 example | 2 / 2 | 0 / 0 | 0 / 0 | 1 / 1 | 3 min / 1 min |",
-    ]
+def test_every_verdict_is_explained(readme, document):
+    words = {word for kind in claims.VERDICTS if kind != "identity" for word in claims.VERDICTS[kind]}
+    assert words == set(report.WORDS)
+    write(document())
+    report.main()
+    assert all(f"*{word}*: {meaning}" in gallery() for word, meaning in report.WORDS.items())
 
 
-def test_what_was_found_is_said_with_the_numbers_of_the_claims(monkeypatch):
-    monkeypatch.setattr(report, "FINDINGS", ("It is {2.1}, exactly {2.2}.", "Not {2.3}.", "Nor {9.9}."))
-    documents = [document(), document(profile="paper", claims=document(value=-0.5)["claims"][:1])]
-    text = report.render_summary(documents)
-    assert text.startswith("- It is -0.45 [-0.50, -0.40], exactly 0.00.\n\n"), (
-        "the profile nearer to the paper goes first"
-    )
-
-
-def test_a_narrow_interval_gets_a_third_digit():
-    assert report._in_words({"value": 0.2702, "ci95": [0.2661, 0.2741]}) == "0.270 [0.266, 0.274]"
-    assert report._in_words({"value": 0.2702, "ci95": [0.2, 0.2741]}) == "0.27 [0.20, 0.27]"
-
-
-def test_smoke_results_are_not_read(readme):
+def test_smoke_results_are_not_read(readme, document):
     write(document(profile="smoke"))
     report.main()
     assert "No results yet" in readme.read_text()
 
 
-def test_nothing_is_written_when_no_number_changed(readme, capsys):
+# what decides must not have been in sight
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"1": {"margin": 0.5}}, "was edited after its run"),
+        ({"1": {"statement": "It is not."}}, "was edited after its run"),
+        ({"1": {"estimand": "over the best images"}}, "was edited after its run"),
+        ({"1": {"scores": {"metric": "DiffID", "of": "noise", "sets": ["mnist32"]}}}, "was edited after its run"),
+        ({"1": {"family": "f"}}, "was edited after its run"),
+        ({"1": None}, "is registered no more"),
+        ({"1": {"exploratory": True}}, ""),
+    ],
+)
+def test_a_claim_that_is_not_as_registered_explores_at_once(readme, document, registered, changes, note):
+    write(document())
+    report.main()
+    assert not any("exploratory" in line for line in bullets().values())
+    registered(changes)
+    report.main()
+    assert [id for id, line in bullets().items() if "*direction only, exploratory*" in line] == ["2.1"]
+    (line,) = (line for line in gallery().splitlines() if line.startswith("| 2.1 |"))
+    assert "**direction only** (exploratory)" in line and f"| {note} |" in line
+    registered()  # and back, without a run in between
+    report.main()
+    assert not any("exploratory" in line for line in bullets().values())
+
+
+def test_a_claim_of_another_name_explores_and_the_new_one_is_not_attempted(readme, document, registered):
+    write(document())
+    entry = {key: value for key, value in registered()[0].items() if key != "id"}
+    registered({"1": None, "9": entry})
+    report.main()
+    assert "*direction only, exploratory*" in bullets()["2.1"] and "*not attempted*" in bullets()["2.9"]
+    assert "registered after this run" in gallery()
+
+
+def test_after_a_run_again_an_edited_claim_still_explores(readme, document, registered, scored):
+    first = document()
+    (edited, *_) = registered({"1": {"margin": 0.5}})
+    place = {"set": "mnist32", "network": "lenet-mnist32"}
+    for images, expected in ((0, True), (1, False)):
+        parts = [scores.rows_of("DiffID", name, row, **place, images=images) for name, row in scored(0.5).items()]
+        earlier = {row["id"]: row for row in first["claims"]}, scores.join([])
+        rows = decisions.decide([edited], scores.join(parts), slug="02_example", profile="small", earlier=earlier)
+        write(first | {"claims": rows})
+        report.main()
+        assert ("exploratory" in bullets()["2.1"]) == expected
+
+
+# files
+
+
+def test_nothing_is_written_when_no_number_changed(readme, document, capsys):
     content = document()
     write(content)
     report.main()
@@ -131,30 +194,43 @@ def test_nothing_is_written_when_no_number_changed(readme, capsys):
     assert capsys.readouterr().out == ""
     write(document(value=0.7))
     report.main()
-    assert "0.75 [0.7, 0.8]" in (runtime.FIGURES / "README.md").read_text()
+    assert capsys.readouterr().out == "figures/README.md written\nREADME.md written\n"
+    assert "(0.703 [" in bullets()["2.1"]
 
 
-def test_a_missing_figure_fails(readme):
+def test_a_missing_figure_fails(readme, document):
     folder = write(document())
     (folder / "fig1_line.png").unlink()
-    fails("figures/small/02_example/results.json: figures: fig1_line.png missing")
+    fails("figures/small/02_example/results.json: figures: fig1_line.png missing; run `make 02 PROFILE=small` again")
     assert readme.read_text() == README
 
 
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"slug": "02_example"})])
-def test_a_broken_results_file_fails(readme, text):
+def test_a_broken_results_file_fails(readme, document, text):
     (write(document()) / "results.json").write_text(text)
     fails("figures/small/02_example/results.json: ")
 
 
-def test_a_typed_verdict_fails(readme):
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [({"verdict": "reproduced"}, "verdict"), ({"value": 0.9}, "value"), ({"ci95": [-1.0, 1.0]}, "verdict")],
+)
+def test_what_was_typed_fails(readme, document, change, key):
     content = document()
-    content["claims"][0]["verdict"] = "not reproduced"
+    content["claims"][0] |= change
     write(content)
-    fails("claims.2.1.verdict")
+    fails(f"claims.2.1.{key}: got")
 
 
-def test_results_in_a_folder_of_another_name_fail(readme):
+def test_a_registration_that_is_broken_or_gone_fails(readme, document, registered):
+    write(document())
+    registered({"1": {"margin": "wide"}})
+    fails("02_example.yml: claims.2.1.margin")
+    runtime.claims_file("02_example").unlink()
+    fails("02_example.yml: claims are registered before a run")
+
+
+def test_results_in_a_folder_of_another_name_fail(readme, document):
     write(document(), place="paper/02_example")
     fails("wants paper/02_example")
 
@@ -163,7 +239,7 @@ def test_results_in_a_folder_of_another_name_fail(readme):
     "text",
     [None, "", report.BEGIN, report.END, report.END + report.BEGIN, 2 * (report.BEGIN + report.END)],
 )
-def test_a_readme_without_its_markers_fails(readme, text):
+def test_a_readme_without_its_markers_fails(readme, document, text):
     write(document())
     if text is None:
         readme.unlink()

@@ -7,13 +7,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from manifold_lib.reproduction import runtime
-from manifold_lib.reproduction.claims import claim, not_attempted
-from manifold_lib.reproduction.results import Results, bracket, number, validate
+from manifold_lib.core.files import CorruptFile
+from manifold_lib.reproduction import claims, runtime, scores
+from manifold_lib.reproduction.results import Results, bracket, number, size
+from manifold_lib.reproduction.schema import validate
 
-TOP = ["slug", "profile", "paper", "claims", "tables", "figures", "provenance"]
+TOP = ["slug", "profile", "paper", "registration", "claims", "tables", "figures", "provenance"]
 PROVENANCE = ["git", "dirty", "seed", "params", "versions", "device", "started", "seconds", "data", "models"]
+PLACE = {"set": "mnist32", "network": "lenet-mnist32"}
+
+
+@pytest.fixture(autouse=True)
+def registration(registered):
+    """The claims of the example are registered before each test."""
+    registered()
 
 
 def start(slug="02_example", **more):
@@ -21,46 +30,66 @@ def start(slug="02_example", **more):
     return Results(slug, "smoke", **{"seed": 1, "params": {"n": 3, "lr": 0.1}, "device": "cpu", "paper": paper, **more})
 
 
-def run(value=1.0):
-    """A whole small notebook; returns its folder."""
-    results = start()
-    figure, axes = plt.subplots()
-    axes.plot([0, value])
-    results.figure("fig1_line", figure, pd.DataFrame({"x": [0, 1], "y": [0.0, value]}))
-    plt.close(figure)
-    results.table("numbers", pd.DataFrame({"a": [1, 2]}, index=pd.Index(["u", "v"], name="method")))
-    results.claim(claim("2.1", "s", "Fig. 1", kind="greater", threshold=0.0, values=[value, value + 1], paper=0.1))
-    results.claim(not_attempted("2.2", "s", "Fig. 2", kind="less", threshold=0.0, reason="needs a GPU"))
-    results.data("mnist32", "a" * 64)
-    results.model("mnist32-vae", "b" * 64)
-    results.finish()
-    return runtime.FIGURES / "smoke" / "02_example"
+@pytest.fixture
+def run(scored):
+    """``run(value)`` is a whole small notebook, in which MA-GIG leads by ``value``; it returns its folder."""
+
+    def whole(value=0.5, images=0):
+        results = start()
+        figure, axes = plt.subplots()
+        axes.plot([0, value])
+        results.figure("fig1_line", figure, pd.DataFrame({"x": [0, 1], "y": [0.0, value]}))
+        plt.close(figure)
+        results.table("numbers", pd.DataFrame({"a": [1, 2]}, index=pd.Index(["u", "v"], name="method")))
+        results.scores("DiffID", scored(value), **PLACE, images=images)
+        assert results.identity("2.T1", [1e-5, -2e-5]) == "exact"
+        results.data("mnist32", "a" * 64)
+        results.model("mnist32-vae", "b" * 64)
+        results.finish()
+        return runtime.FIGURES / "smoke" / "02_example"
+
+    return whole
 
 
-def test_a_run_leaves_one_whole_folder(folders, capsys):
+def rows_of(folder):
+    return {row["id"]: row for row in json.loads((folder / "results.json").read_text(encoding="utf-8"))["claims"]}
+
+
+def test_a_run_leaves_one_whole_folder(folders, run, capsys):
     folder = run()
-    assert capsys.readouterr().out == "figures/smoke/02_example: 2 claims, 1 figures, 1 tables\n"
+    assert capsys.readouterr().out == "figures/smoke/02_example: 4 claims, 1 figures, 1 tables\n"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "fig1_line.csv",
-        "fig1_line.pdf",
-        "fig1_line.png",
-        "numbers.csv",
-        "results.json",
+        *("fig1_line.csv", "fig1_line.pdf", "fig1_line.png", "numbers.csv", "results.json", "scores.parquet")
     ]
     assert folder.stat().st_mode & 0o777 == 0o755
     document = json.loads((folder / "results.json").read_text())
     validate(document)
     assert list(document) == TOP
     assert list(document["provenance"]) == PROVENANCE
+    assert document["registration"] == claims.register(runtime.claims_file("02_example")).sha256
     assert document["figures"] == ["fig1_line.png"]
     assert document["tables"] == {"numbers": [{"method": "u", "a": 1}, {"method": "v", "a": 2}]}
     assert document["provenance"]["data"] == {"mnist32": "a" * 64}
     assert document["provenance"]["models"] == {"mnist32-vae": "b" * 64}
+    assert {row["id"]: row["verdict"] for row in document["claims"]} == {
+        **{"2.1": "direction only", "2.2": "not attempted", "2.C1": "fooled", "2.T1": "exact"}
+    }
+    assert len(scores.read(folder / "scores.parquet")) == 3 * 40
     assert list(folder.parent.iterdir()) == [folder], "nothing staged is left"
 
 
+def test_there_are_no_results_without_a_registration(folders, registered):
+    registered({"1": {"margin": "0.02"}})
+    with pytest.raises(ValueError, match=r"02_example\.yml: claims\.2\.1\.margin: "):
+        start()
+    runtime.claims_file("02_example").unlink()
+    with pytest.raises(ValueError, match="claims are registered before a run"):
+        start()
+    assert not runtime.FIGURES.exists()
+
+
 @pytest.mark.parametrize("linked", ["figures", "figures/smoke", "figures/smoke/02_example"])
-def test_figures_on_another_file_system(folders, linked):
+def test_figures_on_another_file_system(folders, run, linked):
     if not Path("/dev/shm").is_dir() or os.stat("/dev/shm").st_dev == os.stat(folders).st_dev:
         pytest.skip("there is no second file system")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
@@ -71,20 +100,77 @@ def test_figures_on_another_file_system(folders, linked):
         assert (folders / linked).is_symlink()
         assert not [path for path in Path(elsewhere).rglob("*") if path.name.startswith(".")]
         document = json.loads((runtime.FIGURES / "smoke/02_example/results.json").read_text(encoding="utf-8"))
-        assert document["claims"][0]["value"] == 2.5
+        assert document["claims"][0]["value"] == pytest.approx(2.0, abs=0.01)
 
 
-def test_a_measured_claim_is_not_replaced_by_none(folders):
+def test_a_measured_claim_is_not_replaced_by_none(folders, run):
     folder = run()
-    results = start()
-    missing = not_attempted("2.1", "s", "Fig. 1", kind="greater", threshold=0.0, reason="lacks cifar10: make 02")
-    with pytest.raises(RuntimeError, match=r"claim 2\.1: .*lacks cifar10: make 02; figures/smoke/02_example keeps"):
-        results.claim(missing)
+    before = (folder / "results.json").read_bytes()
+    with pytest.raises(RuntimeError, match=r"claim 2\.1, 2\.C1, 2\.T1: .*02_example keeps the values"):
+        start().finish()
+    assert (folder / "results.json").read_bytes() == before
     (folder / "results.json").write_text("{", encoding="utf-8")  # measured nothing
-    assert start().claim(missing) is missing
+    start().finish()
 
 
-def test_two_runs_differ_in_time_only(folders):
+def test_a_file_of_scores_that_cannot_be_read_is_named(folders, run):
+    file = run() / "scores.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(CorruptFile, match=r"scores\.parquet: cannot be read"):
+        start()
+
+
+def test_scores_that_are_recorded_twice_are_refused(folders, scored):
+    results = start()
+    for images in (0, 1, 0):
+        results.scores("DiffID", scored(0.5), **PLACE, images=images)
+    for act in (results.judge, results.finish):
+        with pytest.raises(ValueError, match=r"scores: 120 are recorded twice, the first is mnist32, lenet-mnist32, 0"):
+            act()
+    assert not list(runtime.FIGURES.glob("smoke/[!.]*"))
+
+
+# what decides must not have been in sight: the whole way, over the files of one run and the next
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"1": {"margin": 0.5}},
+        {"1": {"statement": "It is not."}},
+        {"1": {"estimand": "over the best images"}},
+        {"1": {"scores": {"metric": "DiffID", "of": "noise", "minus": "IG", "sets": ["mnist32"]}}},
+    ],
+)
+def test_a_claim_that_was_edited_after_its_run_wants_fresh_images(folders, run, registered, changes):
+    assert not rows_of(run())["2.1"]["exploratory"]
+    registered(changes)
+    for _ in range(2):
+        rows = rows_of(run())
+        assert [id for id, row in rows.items() if row["exploratory"]] == ["2.1"]
+    registered()  # and back
+    assert rows_of(run())["2.1"]["exploratory"]
+    assert not rows_of(run(images=1))["2.1"]["exploratory"]
+    assert rows_of(run(images=0))["2.1"]["exploratory"]
+
+
+def test_a_claim_of_another_name_wants_fresh_images(folders, run, registered):
+    entry = registered()[0]
+    run()
+    registered({"1": None, "9": {key: value for key, value in entry.items() if key != "id"}})
+    assert rows_of(run())["2.9"]["exploratory"]
+    assert not rows_of(run(images=1))["2.9"]["exploratory"]
+
+
+def test_the_flag_that_is_flipped_after_a_run_changes_nothing_on_its_images(folders, run, registered):
+    registered({"1": {"exploratory": True}})
+    assert rows_of(run())["2.1"]["exploratory"]
+    registered()
+    assert rows_of(run())["2.1"]["exploratory"]
+    assert not rows_of(run(images=1))["2.1"]["exploratory"]
+
+
+def test_two_runs_differ_in_time_only(folders, run):
     def content(folder):
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
         document = json.loads(files.pop("results.json"))
@@ -94,7 +180,7 @@ def test_two_runs_differ_in_time_only(folders):
     assert content(run()) == content(run())
 
 
-def test_a_run_replaces_the_folder_and_what_lay_in_it(folders):
+def test_a_run_replaces_the_folder_and_what_lay_in_it(folders, run):
     folder = run()
     (folder / "02_example.ipynb").write_text("{}")
     (folder / "old_figure.png").write_bytes(b"")
@@ -102,7 +188,7 @@ def test_a_run_replaces_the_folder_and_what_lay_in_it(folders):
     assert not (folder / "02_example.ipynb").exists() and not (folder / "old_figure.png").exists()
 
 
-def test_nothing_is_seen_before_the_end(folders):
+def test_nothing_is_seen_before_the_end(folders, run):
     folder = run()
     before = (folder / "results.json").read_bytes()
     results = start()
@@ -112,7 +198,7 @@ def test_nothing_is_seen_before_the_end(folders):
     assert results.folder.parent.name == ".staging"
 
 
-def test_a_swap_that_fails_puts_the_old_folder_back(folders, monkeypatch):
+def test_a_swap_that_fails_puts_the_old_folder_back(folders, run, monkeypatch):
     folder = run()
     before = (folder / "results.json").read_bytes()
     replace = os.replace
@@ -124,7 +210,7 @@ def test_a_swap_that_fails_puts_the_old_folder_back(folders, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no space"):
-        start().finish()
+        run(value=0.7)
     assert (folder / "results.json").read_bytes() == before
 
 
@@ -143,18 +229,24 @@ def test_finish_twice(folders):
         results.finish()
 
 
-def test_duplicate_claims_are_refused(folders):
+def test_claims_that_are_not_registered_are_refused(folders):
     results = start()
-    row = claim("2.1", "s", "t", kind="exact", threshold=1.0, value=0.5)
-    assert results.claim(row) is row
-    with pytest.raises(ValueError, match=r"2\.1"):
-        results.claim(row)
+    for act in (results.judge, results.verdict, results.replications, lambda id: results.identity(id, [0.0])):
+        with pytest.raises(
+            ValueError, match=r"claim 9\.9: is not registered in notebooks/claims/02_example\.yml, which has 2"
+        ):
+            act("9.9")
 
 
-def test_typed_verdicts_are_refused(folders):
-    row = claim("2.1", "s", "t", kind="exact", threshold=1.0, value=1.5) | {"verdict": "reproduced"}
-    with pytest.raises(ValueError, match=r"claims.2\.1.verdict"):
-        start().claim(row)
+def test_identities_are_finite_and_no_other_claim_is_one(folders):
+    results = start()
+    assert results.identity("2.T1", torch.tensor([1e-4, -5e-3], requires_grad=True)) == "broken"
+    assert results.verdict("2.T1") == "broken"
+    with pytest.raises(ValueError, match=r"claim 2\.1: is no identity"):
+        results.identity("2.1", [0.0])
+    for errors, said in (([1e-4, np.nan], "1 of 2 errors are not finite"), ([], "0 of 0 errors")):
+        with pytest.raises(ValueError, match=said):
+            results.identity("2.T1", errors)
 
 
 def test_tables_are_plain_json(folders):
@@ -205,24 +297,49 @@ def test_bad_profile_and_names_are_refused(folders):
             start().figure(name, plt.figure())
 
 
-def test_verdicts_are_rounded_for_reading(folders):
+def test_claims_are_rounded_for_reading(folders, scored):
     results = start()
-    results.claim(claim("2.1", "s", "t", kind="less", threshold=2, value=1.23456, ci95=(1.1111, 1.9999), n=7, paper=1))
-    results.claim(not_attempted("2.2", "u", "t", kind="less", threshold=2, reason="r"))
-    frame = results.verdicts()
-    assert list(frame.columns) == ["id", "statement", "paper", "ours, smoke", "95 % interval", "n", "verdict"]
-    assert frame.values.tolist() == [
-        ["2.1", "s", "1", "1.23", "[1.11, 2]", 7, "reproduced"],
-        ["2.2", "u", "n/a", "n/a", "", 0, "not attempted"],
+    results.scores("DiffID", scored(0.5), **PLACE)
+    frame = results.judge()
+    assert list(frame.columns) == ["claim", "statement", "paper", "ours", "95 % interval", "n", "verdict"]
+    assert frame.iloc[1:].values.tolist() == [
+        ["2.2", "It is.", "n/a", "n/a", "", "0 images", "not attempted"],
+        ["2.C1", "It is.", "n/a", *frame.iloc[2][["ours", "95 % interval"]], "40 images of 1 network", "fooled"],
+        ["2.T1", "It is.", "n/a", "n/a", "", "0 images", "not attempted"],
     ]
-    assert list(start().verdicts().columns) == list(frame.columns)
+    first = frame.iloc[0]
+    assert first["paper"] == "0.085" and first["verdict"] == "direction only" == results.verdict("2.1")
+    assert abs(float(first["ours"]) - 0.5) < 0.01 and first["95 % interval"].startswith("[0.4")
+    assert results.judge("2.1", "2.C1").values.tolist() == frame.iloc[[0, 2]].values.tolist()
 
 
-def test_in_profile_paper_our_value_does_not_take_the_place_of_the_papers(folders):
-    results = Results("02_example", "paper", seed=0, params={}, device="cpu")
-    results.claim(claim("2.1", "s", "t", kind="less", threshold=2, value=1.23456, ci95=(1.1, 1.9), n=7))
-    (row,) = results.verdicts().to_dict("records")
-    assert row["paper"] == "n/a" and row["ours, paper"] == "1.23"
+def test_an_exploratory_claim_says_so(folders, registered):
+    registered({"1": {"exploratory": True}})
+    results = start()
+    results.scores("DiffID", {"MA-GIG": np.ones(9), "IG": np.zeros(9)}, **PLACE)
+    assert results.judge("2.1")["verdict"].tolist() == ["direction only (exploratory)"]
+
+
+def test_a_claim_of_a_family_has_one_verdict_alone_and_among_all(folders, registered):
+    sets = {"metric": "DiffID", "sets": ["mnist32"], "of": "MA-GIG"}
+    registered({key: {"family": "f", "scores": sets | {"minus": minus}, "level": "images", "missing": None}
+                for key, minus in (("1", 0.0), ("2", "IG"))})  # fmt: skip
+    results, generator = start(), np.random.default_rng(0)
+    values = generator.normal(size=12)
+    results.scores("DiffID", {"MA-GIG": values - values.mean() + 0.6, "IG": 0 * values}, **PLACE)
+    whole = results.judge().set_index("claim")["verdict"]
+    for id in ("2.1", "2.2"):
+        assert results.judge(id)["verdict"].item() == results.verdict(id) == whole[id]
+
+
+def test_the_units_of_a_claim_are_given_for_its_forest(folders, scored):
+    results = start()
+    for k in range(3):
+        results.scores("DiffID", scored(0.1 * k), **PLACE | {"network": f"lenet-mnist32.{k}"})
+    ((row, units),) = results.replications("2.1", "2.2")
+    assert row["id"] == "2.1" and list(units.columns) == ["set", "network", "mean"]
+    assert units["mean"].tolist() == pytest.approx([0, 0.1, 0.2], abs=0.01)
+    assert row["value"] == pytest.approx(units["mean"].mean())
 
 
 def test_numbers_for_reading():
@@ -230,68 +347,12 @@ def test_numbers_for_reading():
         *("n/a", "0", "0.123", "1,234", "1,000", "1e-09", "-12"),
     ]
     assert bracket(None) == "" and bracket([0.0, 1 / 3]) == "[0, 0.333]"
-
-
-def document():
-    row = claim("2.1", "s", "t", kind="greater", threshold=0.0, values=[1.0, 2.0])
-    provenance = {"git": None, "dirty": None, "seed": 0, "params": {}, "versions": {}, "device": "CPU"}
-    provenance |= {"started": "2025-01-01T00:00:00+00:00", "seconds": 1.0, "data": {}, "models": {}}
-    head = {"slug": "02_example", "profile": "small", "paper": None}
-    return head | {"claims": [row], "tables": {}, "figures": ["a.png"], "provenance": provenance}
-
-
-@pytest.mark.parametrize(
-    "key", [*TOP, *(f"provenance.{key}" for key in PROVENANCE), "claims.2.1.unit", "claims.2.1.ci95"]
-)
-def test_validate_names_a_missing_key(key):
-    broken = document()
-    validate(broken)
-    *_, last = key.split(".")
-    place = broken["provenance"] if key.startswith("provenance.") else broken
-    place = broken["claims"][0] if key.startswith("claims.") else place
-    del place[last]
-    with pytest.raises(ValueError, match=f"{key.replace('.', '[.]')}: missing"):
-        validate(broken)
-
-
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        (lambda d: d.update(profile="huge"), "profile"),
-        (lambda d: d.update(slug=3), "slug"),
-        (lambda d: d.update(paper={"title": "x"}), "paper.arxiv"),
-        (lambda d: d.update(figures=["a.svg"]), "figures.0"),
-        (lambda d: d.update(figures=["../a.png"]), "figures.0"),
-        (lambda d: d.update(tables={"t": [1]}), "tables.t.0"),
-        (lambda d: d["claims"].append(d["claims"][0]), "claims"),
-        (lambda d: d["claims"].append(3), "claims.?"),
-        (lambda d: d["claims"][0].update(kind="bigger"), "claims.2.1.kind"),
-        (lambda d: d["claims"][0].update(value=None), "claims.2.1.value"),
-        (lambda d: d["claims"][0].update(n=0), "claims.2.1.n"),
-        (lambda d: d["claims"][0].update(ci95=[1.0]), "claims.2.1.ci95"),
-        (lambda d: d["claims"][0].update(threshold="0"), "claims.2.1.threshold"),
-        (lambda d: d["claims"][0].update(verdict="inconclusive"), "claims.2.1.verdict"),
-        (lambda d: d["claims"][0].update(verdict="not attempted"), "claims.2.1.value"),
-        (lambda d: d["provenance"].update(data={"mnist": "ab"}), "provenance.data.mnist"),
-    ],
-)
-def test_validate_names_a_broken_key(change, name):
-    broken = document()
-    change(broken)
-    with pytest.raises(ValueError) as error:
-        validate(broken)
-    assert str(error.value).startswith(f"{name}:")
-
-
-def test_validate_allows_more_keys():
-    validate(document() | {"remark": "an extension"})
-
-
-def test_no_note_names_the_folder_of_the_data(folders, monkeypatch, tmp_path):
-    monkeypatch.setenv("MANIFOLD_DATA", str(tmp_path / "sets"))
-    results = start()
-    reason = f"looked for x in {tmp_path / 'sets'} and in data/cache"
-    results.claim(not_attempted("2.1", "s", "t", kind="less", threshold=0, reason=reason))
-    results.finish()
-    text = (runtime.FIGURES / "smoke" / "02_example" / "results.json").read_text()
-    assert str(tmp_path) not in text and "looked for x in $MANIFOLD_DATA and in data/cache" in text
+    cases = {
+        "2,560 images of 5 networks": (2560, 5),
+        "2 images of 1 network": (2, 1),
+        "1 image": (1, 0),
+        "8 networks": (8, 8),
+    }
+    assert [size({"images": images, "networks": networks, "sets": 1}) for images, networks in cases.values()] == [
+        *cases
+    ]

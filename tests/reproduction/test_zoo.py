@@ -236,7 +236,11 @@ def test_two_processes_train_once(folders, tmp_path, processes):
 
 
 @pytest.mark.parametrize(
-    "kind", ["vae", "elbo", "plain", "reconstructions", "generated", "robust", "polarities", "mirrored"]
+    "kind",
+    [
+        *("vae", "elbo", "plain", "reconstructions", "polarities", "mirrored"),
+        *("generated", "generated once", "robust", "robust once"),
+    ],
 )
 def test_every_kind_of_recipe_is_prepared(folders, monkeypatch, kind):
     """The batches and the loss of each kind give a finite loss with a gradient."""
@@ -245,15 +249,16 @@ def test_every_kind_of_recipe_is_prepared(folders, monkeypatch, kind):
     real = datasets.Dataset(images, datasets.load("digits").labels[:40], "0" * 64)
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
     vae = VAE(4, 4, 16)
-    zoo_models = {"lenet-mnist32": classifier, "a-vae": vae}
+    zoo_models, parents = {"lenet-mnist32": classifier, "a-vae": vae}, ("a-vae", "a-labeller", "lenet-mnist32")
     monkeypatch.setattr(datasets, "load", lambda name, train: real)
     monkeypatch.setattr(zoo, "load", lambda name, *_: zoo_models[name].eval())
-    monkeypatch.setattr(zoo, "samples", lambda name, n_samples, seed, device: real)
+    monkeypatch.setattr(zoo, "samples", lambda name, n_samples, seed, vae, device: real)
     build = (
         (lambda: VAE(4, 4, 16)) if kind in ("vae", "elbo") else lambda: nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
     )
-    monkeypatch.setitem(zoo.RECIPES, "one", zoo.Recipe(build, "a", kind, 1, 20, 1e-3, 0, "", ("a-vae",)))
+    monkeypatch.setitem(zoo.RECIPES, "one", zoo.Recipe(build, "a", kind, 1, 20, 1e-3, 0, "", parents))
     model, batches, loss, checksum = zoo._prepare("one", torch.device("cpu"))
+    assert callable(batches) == (kind in ("polarities", "mirrored", "generated", "robust")), "a draw for each epoch"
     tensors = batches(0) if callable(batches) else batches
     value = loss(model, tensors, training.Moment(0.5, 1, torch.Generator().manual_seed(0)))
     value.backward()
@@ -268,7 +273,7 @@ def test_every_kind_of_recipe_is_prepared(folders, monkeypatch, kind):
         same, other = ((tensors[0] == x).flatten(1).all(1) for x in (images, changed))
         assert (same | other).all() and 5 < other.sum() < 35
         assert not torch.equal(batches(1)[0], tensors[0]), "each epoch has a draw of its own"
-    if kind == "robust":
+    if kind.startswith("robust"):
         assert torch.equal(model[1].weight, classifier[1].weight), "it starts from the standard model"
 
 
@@ -283,12 +288,15 @@ def test_shapes_are_drawn_where_no_notebook_draws():
 def test_each_epoch_draws_its_own_samples(monkeypatch):
     seeds = []
     monkeypatch.setattr(
-        zoo, "samples", lambda name, n_samples, seed, device: seeds.append(seed) or datasets.load("moons")
+        zoo,
+        "samples",
+        lambda name, n_samples, seed, vae, device: seeds.append((name, vae, seed)) or datasets.load("moons"),
     )
-    for name in ("lenet-mnist32", "lenet-fashion32", "lenet-mnist32-robust"):
+    names = ("lenet-mnist32", "lenet-mnist32-robust", "lenet-mnist32.2", "lenet-mnist32.4", "lenet-fashion32")
+    for name in names:
         for epoch in range(3):
-            zoo._generated_epoch(zoo.RECIPES[name], torch.device("cpu"), epoch)
-    assert min(seeds) >= 1_000_000 and len(set(seeds[:3])) == 3 and len(set(seeds[6:]) & set(seeds[:3])) == 0
+            zoo._generated_epoch(zoo.recipe_of(name), torch.device("cpu"), epoch)
+    assert min(seed for _, _, seed in seeds) >= 1_000_000 and len(set(seeds)) == 3 * len(names)
 
 
 def test_the_command(tiny, monkeypatch, capsys):
@@ -298,3 +306,41 @@ def test_the_command(tiny, monkeypatch, capsys):
     table = (runtime.MODELS / "README.md").read_text()
     assert table.count("\n|") == 3 and "`tiny`" in table and zoo.card(tiny)["sha256"][:12] in table
     json.loads(zoo.path(tiny).with_suffix(".json").read_text())
+
+
+# --- replicas -------------------------------------------------------------------------------------
+
+
+def test_a_replica_has_another_seed_and_odd_ones_come_from_the_second_vae():
+    base, odd, even = (zoo.recipe_of(name) for name in ("lenet-mnist32", "lenet-mnist32.3", "lenet-mnist32.4"))
+    assert len({base.seed, odd.seed, even.seed}) == 3
+    assert (base.vae, odd.vae, even.vae) == (0, 1, 0)
+    assert odd.parents == ("mnist32-vae.1", "mnist32-labeller.1") and even.parents == base.parents
+    assert zoo.recipe_of("lenet-mnist32-robust.3").parents == (*odd.parents, "lenet-mnist32.3"), "a pair of one seed"
+    assert odd._replace(seed=base.seed, parents=base.parents, vae=0) == base
+
+
+@pytest.mark.parametrize("name", ["lenet-mnist32.0", "lenet-mnist32.-1", "lenet-mnist32.a", "lenet-mnist32.1.2", ".1"])
+def test_a_replica_that_cannot_be_is_refused(name):
+    with pytest.raises(ValueError, match=r"^name: got '.*', wants one of mnist32-vae, "):
+        zoo.path(name)
+
+
+def test_replicas_are_trained_into_the_cache_and_loaded_by_their_seed(tiny):
+    for name in (tiny, f"{tiny}.2"):
+        zoo.train(name, device=torch.device("cpu"))
+    assert zoo.path(tiny).parent == runtime.MODELS and zoo.path(f"{tiny}.2").parent == places.CACHE / "models"
+    assert zoo.card(f"{tiny}.2")["seed"] == TINY.seed + 200
+    first, second = zoo.load(tiny), zoo.load(tiny, seed=2)
+    assert not torch.equal(first.decoder[0].weight, second.decoder[0].weight)
+    with pytest.raises(datasets.DataNotFound, match=r"zoo tiny\.1\)"):
+        zoo.load(tiny, seed=1)
+
+
+@pytest.mark.parametrize("name", ["small-lenet-mnist32", "small-lenet-fashion32", "small-lenet-mnist32-robust"])
+def test_five_small_networks_a_set_and_two_vaes_are_committed(name):
+    names = [zoo.replica(name, seed) for seed in range(5)]
+    committed(*names)
+    assert len({zoo.card(each)["sha256"] for each in names}) == 5
+    generators = {next(iter(zoo.card(each)["parents"].values())) for each in names}
+    assert len(generators) == 2, "networks and manifolds vary together"

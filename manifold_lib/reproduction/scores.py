@@ -1,0 +1,90 @@
+"""Per-image scores of a run, ``scores.parquet``: what its claims are decided from, and what anyone can pool again.
+
+One row for each set, network, image, metric and method (:data:`COLUMNS`). ``images`` is the seed of the images:
+networks that explained the same images have the same.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
+
+from ..core import files
+
+COLUMNS = ("set", "network", "images", "image", "metric", "method", "value")
+_KEY = [*COLUMNS[:4]]
+_COMPRESSED: Any = {"compression": "zstd", "compression_level": 9, "write_page_checksum": True}
+
+
+def rows_of(metric: str, method: str, values: Any, *, set: str, network: str, images: int) -> pd.DataFrame:
+    """The rows of one score an image, (n,)."""
+    array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, np.float32)
+    if array.ndim > 1:
+        raise ValueError(f"scores: {metric} of {method}: got shape {array.shape}, wants one value an image, (n,)")
+    array = array.ravel()
+    place = {"set": set, "network": network, "images": images, "image": np.arange(len(array), dtype=np.int32)}
+    return pd.DataFrame({**place, "metric": metric, "method": method, "value": array})
+
+
+def join(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """All rows. Raises ``ValueError`` where a score was recorded twice."""
+    if not parts:
+        return pd.DataFrame({name: pd.Series(dtype=object) for name in COLUMNS})
+    table = pd.concat(parts, ignore_index=True)
+    twice = table[table.duplicated([*COLUMNS[:-1]])]
+    if len(twice):
+        first = ", ".join(str(value) for value in twice.iloc[0][[*COLUMNS[:-1]]])
+        raise ValueError(f"scores: {len(twice)} are recorded twice, the first is {first}")
+    return table
+
+
+def write(file: Path, table: pd.DataFrame) -> None:
+    """Write the scores, whole or not at all; the same scores give the same bytes."""
+    columns: dict[str, pyarrow.Array] = {}
+    for name in COLUMNS:
+        array = pyarrow.array(table[name].to_numpy())
+        columns[name] = array.dictionary_encode() if table[name].dtype == object or array.type == "string" else array
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), buffer, **_COMPRESSED)
+    files.write_bytes(file, buffer.getvalue())
+
+
+def read(file: Path) -> pd.DataFrame:
+    """The scores of a file. Raises ``CorruptFile`` where they cannot be read."""
+    try:
+        table = pyarrow.parquet.read_table(file, page_checksum_verification=True).to_pandas()[[*COLUMNS]]
+    except (pyarrow.ArrowException, OSError, KeyError) as error:
+        raise files.CorruptFile(f"{file}: cannot be read: {error}. Remove it and run its notebook again.") from error
+    return table.astype({name: str for name in ("set", "network", "metric", "method")})
+
+
+def differences(scores: pd.DataFrame, estimand: dict[str, Any]) -> pd.DataFrame:
+    """The rows (set, network, images, image, value) that a registered estimand names; empty where scores are missing.
+
+    ``estimand`` has ``metric``, ``sets`` and ``of``, a method or the largest, smallest or mean of several, image by
+    image; from it ``minus``, another of these or a number, is taken.
+    """
+    chosen = scores[(scores["metric"] == estimand["metric"]) & scores["set"].isin(estimand["sets"])]
+    if "networks" in estimand:
+        chosen = chosen[chosen["network"].str.partition(".")[0] == estimand["networks"]]
+    wide = chosen.pivot(index=_KEY, columns="method", values="value")
+    sides = [_side(wide, estimand["of"]), _side(wide, estimand.get("minus", 0.0))]
+    if wide.empty or any(side is None for side in sides):
+        return pd.DataFrame(columns=[*_KEY, "value"])
+    return (sides[0] - sides[1]).rename("value").reset_index()
+
+
+def _side(wide: pd.DataFrame, side: Any) -> Any:
+    """One side of a difference, image by image; None where a method of it is missing."""
+    if isinstance(side, int | float):
+        return side
+    rule, methods = next(iter(side.items())) if isinstance(side, dict) else ("mean", [side])
+    if not set(methods) <= set(wide.columns):
+        return None
+    # an image on which one of them has no value has none itself
+    rules = {"largest": "max", "smallest": "min", "mean": "mean"}
+    return getattr(wide[methods].astype(float), rules[rule])(axis=1, skipna=False)
