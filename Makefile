@@ -51,7 +51,7 @@ NUMBERS := $(foreach slug,$(SLUGS),$(firstword $(subst _, ,$(slug))))
 RUN     := $(PY) manifold_lib/reproduction
 
 .DEFAULT_GOAL := help
-.PHONY: help all report refresh site data models lab test nbval bench lint env lock clean distclean $(SLUGS) $(NUMBERS)
+.PHONY: help all report sweep portable refresh site data models lab test nbval bench lint env lock clean distclean $(SLUGS) $(NUMBERS)
 
 # ---------------------------------------------------------------------------------------- results
 
@@ -69,6 +69,14 @@ WRITE_REPORT = $(PY) -m manifold_lib.reproduction.report && mkdir -p .build && t
 
 report: | $(ENV) ## the tables and the gallery, from the results at hand ## seconds
 	$(WRITE_REPORT)
+	@test ! -d figures/sweep || $(PY) -m manifold_lib.reproduction.sweeps.pooled
+
+sweep: | $(ENV) ## many sets and network seeds; see notebooks/site/sweep.md ## minutes a unit
+	@$(RUN) sweep $(NOTEBOOKS) --profile $(PROFILE) --device "$(DEVICE)" --sets "$(SETS)" --seeds "$(SEEDS)" \
+		--scheduler "$(SCHEDULER)" --workers "$(SWEEP_WORKERS)" --threads "$(THREADS)"
+
+portable: | $(ENV) ## the verdicts on another processor, as far as one can stand in for it ## an hour
+	$(PY) -m manifold_lib.reproduction.portable $(PROFILE)
 
 refresh: | $(ENV) ## execute the sources in place and keep their outputs ## 1 min a notebook
 	@OMP_NUM_THREADS=1 $(RUN) refresh $(SLUGS)

@@ -48,10 +48,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 def staging_folder(target: Path) -> Path:
     """A new folder on the file system of ``target``, for :func:`replace_folder` to put in its place."""
     staged = target.resolve().parent / ".staging"
-    staged.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".staging", dir=staged))
-    folder.chmod(0o755)
-    return folder
+    while True:
+        staged.mkdir(parents=True, exist_ok=True)
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".staging", dir=staged))
+        except FileNotFoundError:  # another process has removed the place, which was empty
+            continue
+        folder.chmod(0o755)
+        return folder
 
 
 def replace_folder(folder: Path, target: Path) -> None:

@@ -19,13 +19,15 @@ def _end_with(parent: int) -> None:
 
 
 def main() -> None:
-    """Run notebooks where their results are not up to date, or refresh the outputs in their sources."""
+    """Run notebooks where their results are not up to date, one by one or as a sweep, or refresh their sources."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("command", choices=("run", "refresh"))
+    parser.add_argument("command", choices=("run", "refresh", "sweep"))
     parser.add_argument("slugs", nargs="*", metavar="SLUG")
     parser.add_argument("--profile", choices=execute.PROFILES, default="small")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quiet", action="store_true", help="say nothing of what is up to date")
+    for name in "sets", "seeds", "scheduler", "workers", "threads":
+        parser.add_argument(f"--{name}", default="", help="of a sweep")
     arguments = parser.parse_args()
     if data := os.environ.get("MANIFOLD_DATA", "").strip():
         os.environ["MANIFOLD_DATA"] = str(Path(data).expanduser().resolve())  # the kernel starts in another folder
@@ -38,6 +40,10 @@ def main() -> None:
         signal.signal(number, signal.default_int_handler)
     threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     try:
+        if arguments.command == "sweep":
+            from sweeps import sweep  # takes Dask
+
+            return sweep.main(arguments)
         for slug in arguments.slugs:
             if arguments.command == "refresh":
                 execute.refresh(slug)

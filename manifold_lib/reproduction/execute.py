@@ -60,6 +60,7 @@ def settings(slug: str, profile: str) -> dict[str, Any]:
 def fingerprint(slug: str, profile: str) -> str:
     """A hash of all that a result depends on, by content: neither times nor stored outputs count."""
     source, params = NOTEBOOKS / f"{slug}.ipynb", NOTEBOOKS / "params" / f"{slug}.{profile}.yml"
+    claims = NOTEBOOKS / "claims" / f"{slug}.yml"
     try:
         cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
         kept = [(cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags")) for cell in cells]
@@ -69,22 +70,36 @@ def fingerprint(slug: str, profile: str) -> str:
         raise Failed(f"{source}: its results have another name, as those of a copied notebook")
     found = hashlib.sha256(json.dumps(kept).encode())
     library, weights = Path("manifold_lib").rglob("*.py"), Path("data/models").glob("*.safetensors")
-    for path in filter(Path.is_file, [params, Path("requirements.lock"), *sorted(library), *sorted(weights)]):
+    for path in filter(Path.is_file, [params, claims, Path("requirements.lock"), *sorted(library), *sorted(weights)]):
         content = path.read_bytes()
         found.update(f"\n{path} {len(content)}\n".encode() + content)
     return found.hexdigest()
 
 
+def places(slug: str, profile: str, unit: str) -> tuple[Path, Path, dict[str, Any]]:
+    """Where log and results of a run go, and parameters of its own, which a unit of a sweep has: SET-SEED, or empty."""
+    if not unit:
+        return BUILD / profile, FIGURES / profile / slug, {}
+    name, _, seed = unit.rpartition("-")
+    own = {"sets": [name], "seeds": [int(seed)]}
+    return BUILD / "sweep" / profile / unit, FIGURES / "sweep" / profile / slug / unit, own
+
+
 def up_to_date(stamp: Path, results: Path, content: str, device: str) -> bool:
-    """Whether a stamp is of this content and device, its files are there, and the data that they lacked are not."""
+    """Whether a stamp is of this content, device and weights, with its files there, and the data they lacked not."""
     try:
         made, text = json.loads(stamp.read_text(encoding="utf-8")), results.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        models = json.loads(text).get("provenance", {}).get("models", {})
+    except (OSError, ValueError, AttributeError):
         return False
     ran_on = "cpu" if '"device": "CPU' in text else "cuda"
     lacked = ", ".join(re.findall("looked for (.+?) in ", text)).split(", ")
     folders = [os.environ.get("MANIFOLD_DATA") or "data/cache", "data/cache"]
     found = any(Path(folder, name).exists() for folder in folders for name in filter(None, lacked))
+    for name, sha256 in models.items():  # weights that are not committed are no part of the content
+        cards = filter(Path.exists, [Path(folder, f"models/{name}.json") for folder in ("data", *folders)])
+        if any(sha256 not in card.read_text(encoding="utf-8") for card in [*cards][:1]):
+            return False
     same = made["content"] == content and device in (made["device"], ran_on)
     return same and not found and all(Path(name).exists() for name in made["files"])
 
@@ -192,7 +207,9 @@ def execute(slug: str, build: Path, lock: int, parameters: dict[str, Any]) -> An
 
 def run(slug: str, profile: str, device: str, quiet: bool = False) -> None:
     """Make ``figures/PROFILE/SLUG`` and, when all of it is there, its stamp; do nothing where the stamp holds."""
-    build, figures = BUILD / profile, FIGURES / profile / slug
+    unit = os.environ.get("MANIFOLD_UNIT", "")  # runtime.results_folder reads it too
+    build, figures, own = places(slug, profile, unit)
+    label = " ".join(filter(None, [slug, unit, f"({profile})"]))
     stamp, running, results = build / f"{slug}.done", build / f"{slug}.running.ipynb", figures / "results.json"
     for folder in build, figures.resolve().parent:
         with contextlib.suppress(OSError):
@@ -203,22 +220,23 @@ def run(slug: str, profile: str, device: str, quiet: bool = False) -> None:
         content = fingerprint(slug, profile)  # before the run: what is edited meanwhile makes it run again
         if up_to_date(stamp, results, content, device):
             if not quiet:
-                print(f"{slug} ({profile}): up to date", flush=True)
+                print(f"{label}: up to date", flush=True)
             return
         recover(figures)
         for file in stamp, BUILD / "report.done":
             file.unlink(missing_ok=True)
-        started = time.time()
-        parameters = settings(slug, profile) | {"device": device}
+        # Times are compared with each other: a file server has a clock of its own.
+        started, before = time.time(), results.stat().st_mtime_ns if results.exists() else None
+        parameters = settings(slug, profile) | own | {"device": device}
         # The defaults of a notebook are those of smoke.
-        notebook = execute(slug, build, lock, {} if (profile, device) == ("smoke", "auto") else parameters)
-        if not results.exists() or results.stat().st_mtime < started:
+        notebook = execute(slug, build, lock, {} if (profile, device, own) == ("smoke", "auto", {}) else parameters)
+        if not results.exists() or results.stat().st_mtime_ns == before:
             raise Failed(f"it ran to its end but wrote no {results}; what it shows: {running}")
         write_text(figures / f"{slug}.ipynb", tidy(notebook))
         running.unlink()
         files = sorted(str(path) for path in figures.iterdir() if path.suffix != ".pdf")
         write_text(stamp, json.dumps({"content": content, "device": device, "files": files}, indent=1))
-    print(f"{slug} ({profile}): {len(files)} files in {figures}, {time.time() - started:.0f} s", flush=True)
+    print(f"{label}: {len(files)} files in {figures}, {time.time() - started:.0f} s", flush=True)
 
 
 def refresh(slug: str) -> None:

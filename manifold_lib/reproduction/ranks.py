@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from scipy import stats
 from torch import Tensor
@@ -63,20 +64,35 @@ def correlation_over_methods(
     The bootstrap draws methods and images, both with replacement: images alone would say nothing about other methods.
     Images with a value that is not finite are left out.
     """
-    if first.shape != second.shape or first.ndim != 2 or first.shape[1] < 3:
-        got = tuple(first.shape), tuple(second.shape)
-        raise ValueError(f"first, second: got shapes {got}, wants (N, M) twice with M of at least 3 methods")
-    pair = [np.asarray(values.detach().cpu().double()) for values in (first, second)]
-    finite = np.isfinite(pair[0] + pair[1]).all(1)
+    a, b = _pair(first, second)
+    finite = np.isfinite(a + b).all(1)
     if not finite.any():
         raise ValueError("first, second: no image has finite values of all methods")
-    a, b = (values[finite] for values in pair)
+    a, b = a[finite], b[finite]
     generator, (n, m), found = np.random.default_rng(seed), a.shape, []
     for _ in range(n_resamples):
         rows, columns = generator.integers(n, size=n), generator.integers(m, size=m)
         found.append(_spearman(a[rows].mean(0)[columns], b[rows].mean(0)[columns]))
     low, high = np.quantile(found, [0.025, 0.975])
     return _spearman(a.mean(0), b.mean(0)), float(low), float(high)
+
+
+def correlation_by_image(first: Tensor, second: Tensor) -> Tensor:
+    """Spearman's correlation of two measures (N, M) over M ≥ 3 methods, image by image: (N,).
+
+    It is about these methods alone. 0 where a measure is the same for all of them, NaN where one has no finite value.
+    """
+    a, b = _pair(first, second)
+    finite = np.isfinite(a + b).all(1)
+    return torch.tensor([_spearman(*row) if known else math.nan for *row, known in zip(a, b, finite, strict=True)])
+
+
+def _pair(first: Tensor, second: Tensor) -> list[np.ndarray]:
+    """Two measures as arrays. Raises ``ValueError`` where they are not (N, M) both, with M ≥ 3."""
+    if first.shape != second.shape or first.ndim != 2 or first.shape[1] < 3:
+        got = tuple(first.shape), tuple(second.shape)
+        raise ValueError(f"first, second: got shapes {got}, wants (N, M) twice with M of at least 3 methods")
+    return [np.asarray(values.detach().cpu().double()) for values in (first, second)]
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:

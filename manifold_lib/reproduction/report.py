@@ -6,10 +6,10 @@ from typing import Any
 
 from ..core import files
 from . import claims, runtime
-from .decisions import decide
 from .results import bracket, number, size
-from .schema import validate
-from .scores import join
+from .verdicts.decisions import decide
+from .verdicts.schema import validate
+from .verdicts.scores import join
 
 Document = dict[str, Any]
 
@@ -160,7 +160,9 @@ def render_gallery(documents: list[Document]) -> str:
                 text += f"- {row['id']} {sentence(row)}, at `{profile}`.\n"
     text += "\n# Claims\n"
     for slug, held in found.items():
-        text += f"\n## {slug}\n\n{_table(slug, held)}"
+        rows = {profile: document["claims"] for profile, document in held.items()}
+        command = " or ".join(f"`{_command(profile, slug)}`" for profile in COMMITTED)
+        text += f"\n## {slug}\n\n{table(rows)}\nRun again by {command}.\n"
     for profile in COMMITTED:
         of_profile = [held[profile] for held in found.values() if profile in held]
         if of_profile:
@@ -173,12 +175,12 @@ def _title(held: dict[str, Document]) -> str:
     return f"{paper['title']} (arXiv {paper['arxiv']}).\n\n" if paper else ""
 
 
-def _table(slug: str, held: dict[str, Document]) -> str:
-    """The claims of a notebook at every profile; identities apart, with their largest error and its tolerance."""
+def table(rows: dict[str, list[Document]]) -> str:
+    """The claims of a notebook, profile -> rows; identities apart, with their largest error and its tolerance."""
     titles = ("id", "kind", "claim", "source", "paper", "margin, and why", "profile", "ours", "95 % of other networks")
     text, exact = _header(*titles, "I²", "n", "verdict", "note"), ""
-    for profile in COMMITTED:
-        for row in held[profile]["claims"] if profile in held else []:
+    for profile, of_profile in rows.items():
+        for row in of_profile:
             verdict = f"**{row['verdict']}**" + (" (exploratory)" if row["exploratory"] else "")
             if row["kind"] == "identity":
                 tried = (number(row["value"]), number(row["margin"]), row["unit"], row["n"]["images"])
@@ -192,8 +194,7 @@ def _table(slug: str, held: dict[str, Document]) -> str:
     if exact:
         titles = ("id", "identity", "profile", "largest error", "tolerance", "unit", "of", "verdict", "note")
         exact = f"\n{_header(*titles)}{exact}"
-    command = " or ".join(f"`{_command(profile, slug)}`" for profile in COMMITTED)
-    return f"{text}{exact}\nRun again by {command}.\n"
+    return text + exact
 
 
 def _section(document: Document) -> str:

@@ -14,9 +14,10 @@ import torch
 from matplotlib.figure import Figure
 
 from ..core import files
-from . import claims, decisions, runtime, scores as tables
-from .pooling import interval as interval  # for notebooks
-from .schema import validate
+from . import claims, runtime
+from .verdicts import decisions, scores as tables
+from .verdicts.pooling import interval as interval  # for notebooks
+from .verdicts.schema import validate
 
 
 class Results:

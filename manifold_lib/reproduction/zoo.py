@@ -145,9 +145,8 @@ def _prepare(
     elif recipe.kind in _CHANGES:
         batches = functools.partial(_changed_epoch, recipe, inputs, labels)
     elif is_generated(recipe):
-        batches = functools.partial(_generated_epoch, recipe, device)
-        if recipe.kind.endswith(" once"):
-            batches = batches(0)
+        draw = functools.partial(_generated_epoch, recipe, device)
+        batches = draw(0) if recipe.kind.endswith(" once") else draw
     if recipe.kind.startswith("robust"):
         model.load_state_dict(load(recipe.parents[2]).state_dict())
         loss = training.adversarial_loss((0.5, 1.0, 2.0))

@@ -90,7 +90,7 @@ def imported(files: list[Path]) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.split(".")[0])
     known = packages_distributions()
-    own = {"manifold_lib", *(path.stem for path in files)}
+    own = {"manifold_lib", *(path.stem for path in files), *(path.parent.name for path in files)}
     return {canonicalize_name(known[name][0]) for name in found - sys.stdlib_module_names - own}
 
 

@@ -103,7 +103,7 @@ def test_what_nbval_compares(notebook: nbformat.NotebookNode) -> None:
             assert len(chosen) == 1, (
                 f"has words or numbers, wants a tag that says whether they are compared:\n{cell.source}"
             )
-        if "results.verdicts()" in cell.source:
+        if "results.judge()" in cell.source:
             assert chosen == {"nbval-check-output"}
         if chosen == {"nbval-check-output"}:
             assert cell.execution_count and text, f"nbval would compare nothing:\n{cell.source}"
@@ -127,7 +127,7 @@ def test_differences_from_the_paper(notebook: nbformat.NotebookNode) -> None:
         ("[1.02, 48.0]", "[1.00, 40.0]", False),
         ("0.12", "-0.12", False),
         ("6 claims", "7 claims", False),
-        ("0.3 inconclusive", "0.3 reproduced", False),
+        ("0.3 undecided", "0.3 reproduced", False),
         ("nan", "0.3", False),
     ],
 )

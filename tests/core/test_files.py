@@ -214,6 +214,7 @@ def test_text_is_read_and_written_as_utf8_whatever_the_locale():
             binary = any(isinstance(value, ast.Constant) and "b" in str(value.value) for value in node.args[1:2])
             opens = name in ("read_text", "write_text") or (name == "open" and isinstance(node.func, ast.Name))
             # execute.write_text has a path as its first argument and names the encoding itself
-            own = name == "write_text" and isinstance(node.func, ast.Name)
+            of = node.func.value if isinstance(node.func, ast.Attribute) else node.func
+            own = name == "write_text" and getattr(of, "id", "") in ("write_text", "execute")
             assert not opens or own or binary or "encoding" in given, f"{path.name}:{node.lineno}"
             assert not given & {"text", "universal_newlines"} or "encoding" in given, f"{path.name}:{node.lineno}"

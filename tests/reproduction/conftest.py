@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from manifold_lib.reproduction import claims, decisions, runtime, scores
+from manifold_lib.reproduction import claims, runtime
+from manifold_lib.reproduction.verdicts import decisions, scores
 
 
 @pytest.fixture

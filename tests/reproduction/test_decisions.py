@@ -8,7 +8,8 @@ import pytest
 import scipy.stats
 import yaml
 
-from manifold_lib.reproduction import claims, decisions, pooling, scores
+from manifold_lib.reproduction import claims
+from manifold_lib.reproduction.verdicts import decisions, pooling, scores
 
 ROOT = Path(__file__).parents[2]
 SCORES = sorted(file for profile in ("small", "paper") for file in ROOT.glob(f"figures/{profile}/*/scores.parquet"))

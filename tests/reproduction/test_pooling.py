@@ -8,8 +8,8 @@ import scipy.stats
 import torch
 from hypothesis import given, settings, strategies as st
 
-from manifold_lib.reproduction import pooling
-from manifold_lib.reproduction.pooling import holm, interval, pool
+from manifold_lib.reproduction.verdicts import pooling
+from manifold_lib.reproduction.verdicts.pooling import holm, interval, pool
 
 
 def rows_of(units):

@@ -7,6 +7,7 @@ from scipy import stats
 from manifold_lib.reproduction.ranks import (
     Ranks,
     cliques,
+    correlation_by_image,
     correlation_over_methods,
     mean_ranks,
     plot_critical_difference,
@@ -107,3 +108,16 @@ def test_images_without_a_value_do_not_count_in_the_correlation():
     for other in (second[:3], second[:, :2], torch.full((6, 4), float("nan"))):
         with pytest.raises(ValueError, match="first, second"):
             correlation_over_methods(first, other)
+
+
+def test_the_correlation_of_an_image_is_scipys_over_its_methods():
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(5, 7, generator=generator) for _ in range(2))
+    wanted = [stats.spearmanr(*rows).statistic for rows in zip(first, second, strict=True)]
+    np.testing.assert_allclose(correlation_by_image(first, second), wanted, atol=1e-6)
+    assert correlation_by_image(first, first.exp()).tolist() == pytest.approx([1] * 5)
+    second[1], second[2, 0] = 3.0, float("inf")
+    found = correlation_by_image(first, second)
+    assert found[1] == 0 and found[2].isnan() and found[[0, 3, 4]].isfinite().all()
+    with pytest.raises(ValueError, match="first, second"):
+        correlation_by_image(first, second[:, :2])

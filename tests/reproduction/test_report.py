@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from manifold_lib.reproduction import claims, decisions, report, runtime, scores
+from manifold_lib.reproduction import claims, report, runtime
+from manifold_lib.reproduction.verdicts import decisions, scores
 
 README = f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nThe rest.\n"
 

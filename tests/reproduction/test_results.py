@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from manifold_lib.core.files import CorruptFile
-from manifold_lib.reproduction import claims, runtime, scores
+from manifold_lib.reproduction import claims, runtime
 from manifold_lib.reproduction.results import Results, bracket, number, size
-from manifold_lib.reproduction.schema import validate
+from manifold_lib.reproduction.verdicts import scores
+from manifold_lib.reproduction.verdicts.schema import validate
 
 TOP = ["slug", "profile", "paper", "registration", "claims", "tables", "figures", "provenance"]
 PROVENANCE = ["git", "dirty", "seed", "params", "versions", "device", "started", "seconds", "data", "models"]

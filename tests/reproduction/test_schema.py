@@ -2,7 +2,7 @@ import copy
 
 import pytest
 
-from manifold_lib.reproduction.schema import validate
+from manifold_lib.reproduction.verdicts.schema import validate
 
 TOP = ["slug", "profile", "paper", "registration", "claims", "tables", "figures", "provenance"]
 PROVENANCE = ["git", "dirty", "seed", "params", "versions", "device", "started", "seconds", "data", "models"]

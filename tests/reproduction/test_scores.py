@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from manifold_lib.core.files import CorruptFile
-from manifold_lib.reproduction import scores
+from manifold_lib.reproduction.verdicts import scores
 
 PLACE = {"set": "mnist32", "network": "lenet-mnist32", "images": 100}
 

@@ -111,9 +111,9 @@ def test_loading_never_trains_and_says_how_to_get_the_weights(given_folder, monk
     monkeypatch.setattr(zoo, "train", None)
     with pytest.raises(datasets.DataNotFound, match=r"^mnist32-vae: ") as caught:
         call("mnist32-vae" if call is zoo.load else "mnist32")
-    places = f"{runtime.MODELS} and in {given_folder / 'models'}."
+    looked_in = f"{runtime.MODELS} and in {given_folder / 'models'} and in {places.CACHE / 'models'}."
     ways = "clone the repository", "MANIFOLD_DATA", "make models", "python -m manifold_lib.reproduction.zoo mnist32-vae"
-    assert all(words in str(caught.value) for words in (places, *ways))
+    assert all(words in str(caught.value) for words in (looked_in, *ways))
     assert not runtime.MODELS.exists() and not list(given_folder.iterdir())
 
 

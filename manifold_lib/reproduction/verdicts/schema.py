@@ -4,7 +4,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from . import claims, runtime
+from .. import claims, runtime
 
 
 def _object(**properties: Any) -> dict[str, Any]:

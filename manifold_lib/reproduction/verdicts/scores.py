@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
-from ..core import files
+from ...core import files
 
 COLUMNS = ("set", "network", "images", "image", "metric", "method", "value")
 _KEY = [*COLUMNS[:4]]
@@ -70,7 +70,7 @@ def differences(scores: pd.DataFrame, estimand: dict[str, Any]) -> pd.DataFrame:
     """
     chosen = scores[(scores["metric"] == estimand["metric"]) & scores["set"].isin(estimand["sets"])]
     if "networks" in estimand:
-        chosen = chosen[chosen["network"].str.partition(".")[0] == estimand["networks"]]
+        chosen = chosen[chosen["network"].astype(str).str.split(".").str[0] == estimand["networks"]]
     wide = chosen.pivot(index=_KEY, columns="method", values="value")
     sides = [_side(wide, estimand["of"]), _side(wide, estimand.get("minus", 0.0))]
     if wide.empty or any(side is None for side in sides):

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import claims, pooling, scores as tables
+from .. import claims
+from . import pooling, scores as tables
 
 Claim = dict[str, Any]
 Row = dict[str, Any]
