@@ -29,6 +29,7 @@ class Recipe(NamedTuple):
     bf16: bool = False
     beta: float = 1.0
     vae: int = 0  # which of the two VAEs of the set the images come from
+    once: bool = False  # one draw of generated images, the same in each epoch
 
 
 RECIPES: dict[str, Recipe] = {}  # those in data/models
@@ -36,7 +37,7 @@ RECIPES: dict[str, Recipe] = {}  # those in data/models
 
 def is_generated(recipe: Recipe) -> bool:
     """Whether a model is trained on images that the zoo's own VAE generates."""
-    return recipe.kind.partition(" ")[0] in ("generated", "robust")
+    return recipe.kind in ("generated", "robust")
 
 
 def replica(name: str, seed: int) -> str:
@@ -90,20 +91,22 @@ for _name in ("mnist32", "fashion32"):
     _add(
         f"small-lenet-{_name}",
         functools.partial(classifiers.lenet, width=8),
-        *(_name, "generated once", 12, 64, 2e-3, 22),
+        *(_name, "generated", 12, 64, 2e-3, 22),
         "the paper's LeNet at a quarter of its width, 60,000 generated images, as in the paper the same in each epoch",
         parents=(f"{_name}-vae", f"{_name}-labeller"),
+        once=True,
     )
 _ROBUST = ("15,000 fresh generated images an epoch", "60,000 generated images")
-for _small, _kind, _epochs, _drawn in (("", "robust", 8, _ROBUST[0]), ("small-", "robust once", 2, _ROBUST[1])):
+for _small, _epochs, _drawn in (("", 8, _ROBUST[0]), ("small-", 2, _ROBUST[1])):
     _add(
         f"{_small}lenet-mnist32-robust",
         functools.partial(classifiers.lenet, width=8 if _small else 32),
-        *("mnist32", _kind, _epochs, 64, 5e-4, 23 if _small else 5),
+        *("mnist32", "robust", _epochs, 64, 5e-4, 23 if _small else 5),
         f"starts from {_small}lenet-mnist32; {_drawn} under L2-PGD: 10 steps, norms per image, "
         "ε drawn from {0.5, 1, 2}",
         parents=("mnist32-vae", "mnist32-labeller", f"{_small}lenet-mnist32"),
         bf16=not _small,
+        once=bool(_small),
     )
 _add(
     "cifar-ae",

@@ -112,12 +112,14 @@ def sentence(row: Document) -> str:
     return f"**{row['question']}** *{verdict}*: {row['statement']} ({'; '.join(filter(None, more))})"
 
 
-def _line(*cells: object) -> str:
+def line(*cells: object) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
 
 
-def _header(*titles: str) -> str:
-    return _line(*titles) + "|" + "---|" * len(titles) + "\n"
+def header(*titles: str) -> str:
+    """The head of a Markdown table."""
+    return line(*titles) + "|" + "---|" * len(titles) + "\n"
 
 
 def render_summary(documents: list[Document]) -> str:
@@ -178,22 +180,22 @@ def _title(held: dict[str, Document]) -> str:
 def table(rows: dict[str, list[Document]]) -> str:
     """The claims of a notebook, profile -> rows; identities apart, with their largest error and its tolerance."""
     titles = ("id", "kind", "claim", "source", "paper", "margin, and why", "profile", "ours", "95 % of other networks")
-    text, exact = _header(*titles, "I²", "n", "verdict", "note"), ""
+    text, exact = header(*titles, "I²", "n", "verdict", "note"), ""
     for profile, of_profile in rows.items():
         for row in of_profile:
             verdict = f"**{row['verdict']}**" + (" (exploratory)" if row["exploratory"] else "")
             if row["kind"] == "identity":
                 tried = (number(row["value"]), number(row["margin"]), row["unit"], row["n"]["images"])
-                exact += _line(row["id"], row["statement"], f"`{profile}`", *tried, verdict, row["note"])
+                exact += line(row["id"], row["statement"], f"`{profile}`", *tried, verdict, row["note"])
                 continue
             margin = f"{number(row['margin'])}: {row['why']}"
             i2 = "" if row["i2"] is None else f"{row['i2']:.0%}"
             said = (row["id"], row["kind"], row["statement"], row["source"], number(row["paper"]), margin)
             ours = (_measured(row), bracket(row["prediction95"]), i2, size(row["n"]), verdict, row["note"])
-            text += _line(*said, f"`{profile}`", *ours)
+            text += line(*said, f"`{profile}`", *ours)
     if exact:
         titles = ("id", "identity", "profile", "largest error", "tolerance", "unit", "of", "verdict", "note")
-        exact = f"\n{_header(*titles)}{exact}"
+        exact = f"\n{header(*titles)}{exact}"
     return text + exact
 
 

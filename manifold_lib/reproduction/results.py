@@ -177,7 +177,8 @@ class Results:
         return [row for row in found if row["id"] in ids]
 
     def _write_csv(self, name: str, frame: pd.DataFrame) -> None:
-        _flat(frame).to_csv(self.folder / f"{name}.csv", index=False, lineterminator="\n")
+        text = _flat(frame).to_csv(index=False, lineterminator="\n")
+        files.write_bytes(self.folder / f"{name}.csv", runtime.portable(text).encode())
 
     @staticmethod
     def _check_name(name: str) -> None:
@@ -207,7 +208,9 @@ def _plain(value: Any) -> Any:
         return [_plain(entry) for entry in value]
     if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and not math.isfinite(value)):
         return None
-    if isinstance(value, str | bool | int | float):
+    if isinstance(value, str):
+        return runtime.portable(value)
+    if isinstance(value, bool | int | float):
         return value
     raise ValueError(f"table: got a cell of type {type(value).__name__}, wants numbers, text or lists of them")
 

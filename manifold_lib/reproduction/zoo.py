@@ -146,8 +146,8 @@ def _prepare(
         batches = functools.partial(_changed_epoch, recipe, inputs, labels)
     elif is_generated(recipe):
         draw = functools.partial(_generated_epoch, recipe, device)
-        batches = draw(0) if recipe.kind.endswith(" once") else draw
-    if recipe.kind.startswith("robust"):
+        batches = draw(0) if recipe.once else draw
+    if recipe.kind == "robust":
         model.load_state_dict(load(recipe.parents[2]).state_dict())
         loss = training.adversarial_loss((0.5, 1.0, 2.0))
     return model, batches, loss, real.checksum
@@ -173,7 +173,7 @@ def _changed_epoch(recipe: Recipe, inputs: Tensor, labels: Tensor, epoch: int) -
 
 def _generated_epoch(recipe: Recipe, device: torch.device, epoch: int) -> training.Batch:
     """An epoch's own draw of generated images; seeds below 10⁶ are reserved for evaluation."""
-    size = 15_000 if recipe.kind == "robust" else 60_000
+    size = 15_000 if recipe.kind == "robust" and not recipe.once else 60_000
     seed = 1_000_000 + recipe.seed * 1_000 + epoch
     drawn = samples(recipe.data, size, seed=seed, vae=recipe.vae, device=device)
     return drawn.inputs, drawn.labels

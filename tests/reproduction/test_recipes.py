@@ -6,8 +6,7 @@ import torch
 from manifold_lib.data.datasets import LOADERS
 from manifold_lib.reproduction.recipes import RECIPES
 
-KINDS = {"vae", "elbo", "autoencoder", "reconstructions", "polarities", "mirrored", "plain"}
-KINDS |= {"generated", "generated once", "robust", "robust once"}
+KINDS = {"vae", "elbo", "autoencoder", "reconstructions", "generated", "robust", "polarities", "mirrored", "plain"}
 SHAPES = {"xray": (1, 64, 64), "cifar10": (3, 32, 32)}
 
 

@@ -267,6 +267,16 @@ def test_tables_are_plain_json(folders):
         start().table("t", pd.DataFrame({"o": [object()]}))
 
 
+def test_a_table_holds_no_folder_of_this_machine(given_folder):
+    kept = start()
+    kept.table("missing", pd.DataFrame({"set": ["pets"], "why": [f"looked for images in {given_folder}."]}))
+    text = (kept.folder / "missing.csv").read_text(encoding="utf-8")
+    assert text == "set,why\npets,looked for images in $MANIFOLD_DATA.\n"
+    kept.finish()
+    content = (runtime.FIGURES / "smoke/02_example/results.json").read_text(encoding="utf-8")
+    assert "$MANIFOLD_DATA" in content and str(given_folder) not in content
+
+
 def test_a_table_and_a_figure_do_not_share_a_csv(folders):
     frame = pd.DataFrame({"a": [1]})
     results = start()

@@ -244,6 +244,7 @@ def test_two_processes_train_once(folders, tmp_path, processes):
 )
 def test_every_kind_of_recipe_is_prepared(folders, monkeypatch, kind):
     """The batches and the loss of each kind give a finite loss with a gradient."""
+    kind, _, once = kind.partition(" ")
     torch.manual_seed(0)
     images = nn.functional.interpolate(datasets.load("digits").inputs[:40], size=(32, 32))
     real = datasets.Dataset(images, datasets.load("digits").labels[:40], "0" * 64)
@@ -256,9 +257,10 @@ def test_every_kind_of_recipe_is_prepared(folders, monkeypatch, kind):
     build = (
         (lambda: VAE(4, 4, 16)) if kind in ("vae", "elbo") else lambda: nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
     )
-    monkeypatch.setitem(zoo.RECIPES, "one", zoo.Recipe(build, "a", kind, 1, 20, 1e-3, 0, "", parents))
+    monkeypatch.setitem(zoo.RECIPES, "one", zoo.Recipe(build, "a", kind, 1, 20, 1e-3, 0, "", parents, once=bool(once)))
     model, batches, loss, checksum = zoo._prepare("one", torch.device("cpu"))
-    assert callable(batches) == (kind in ("polarities", "mirrored", "generated", "robust")), "a draw for each epoch"
+    drawn = kind in ("polarities", "mirrored", "generated", "robust")
+    assert callable(batches) == (drawn and not once), "a draw for each epoch, or one for all"
     tensors = batches(0) if callable(batches) else batches
     value = loss(model, tensors, training.Moment(0.5, 1, torch.Generator().manual_seed(0)))
     value.backward()
@@ -273,7 +275,7 @@ def test_every_kind_of_recipe_is_prepared(folders, monkeypatch, kind):
         same, other = ((tensors[0] == x).flatten(1).all(1) for x in (images, changed))
         assert (same | other).all() and 5 < other.sum() < 35
         assert not torch.equal(batches(1)[0], tensors[0]), "each epoch has a draw of its own"
-    if kind.startswith("robust"):
+    if kind == "robust":
         assert torch.equal(model[1].weight, classifier[1].weight), "it starts from the standard model"
 
 

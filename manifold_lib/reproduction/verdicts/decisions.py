@@ -75,8 +75,7 @@ def _measure(row: Row, claim: Claim, finite: pd.DataFrame, left_out: int, comman
     """Put the pooled numbers into a row; return remarks on them."""
     level = claim["level"]
     pooled = pooling.pool(finite, level=level, margin=claim["margin"])
-    units = finite[["set", "network", "images"]].drop_duplicates()
-    row["units"] = sorted(" ".join(map(str, unit)) for unit in units.itertuples(index=False))
+    row["units"] = tables.units_of(finite)
     row |= {key: value for key, value in pooled._asdict().items() if key in row}
     for key in ("ci95", "prediction95"):
         row[key] = None if row[key] is None else [float(end) for end in row[key]]
@@ -99,8 +98,7 @@ def _prior(claim: Claim, earlier: tuple[dict[str, Row], pd.DataFrame] | None) ->
         return prior, set()
     seen = {*prior["seen"], *prior.get("before", ()), *prior["units"]} if prior is not None else set()
     if "scores" in claim:
-        found = tables.differences(scores, claim["scores"])[["set", "network", "images"]].drop_duplicates()
-        seen |= {" ".join(map(str, unit)) for unit in found.itertuples(index=False)}
+        seen.update(tables.units_of(tables.differences(scores, claim["scores"])))
     return None, seen
 
 

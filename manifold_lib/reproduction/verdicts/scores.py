@@ -78,6 +78,12 @@ def differences(scores: pd.DataFrame, estimand: dict[str, Any]) -> pd.DataFrame:
     return (sides[0] - sides[1]).rename("value").reset_index()
 
 
+def units_of(rows: pd.DataFrame) -> list[str]:
+    """What was looked at, "set network images", each once: by these a claim knows whether its numbers are fresh."""
+    places = rows[["set", "network", "images"]].drop_duplicates()
+    return sorted(" ".join(map(str, place)) for place in places.itertuples(index=False))
+
+
 def _side(wide: pd.DataFrame, side: Any) -> Any:
     """One side of a difference, image by image; None where a method of it is missing."""
     if isinstance(side, int | float):
