@@ -171,7 +171,7 @@ def plot_densities(fractions: Mapping[str, Tensor], *, k: int, d: int, ax: Axes,
         top, dash = max(top, density.max()), _DASHES.get(method, "-")
         label = f"{method}, mean {np.nanmean(array):.2f}"
         ax.plot(grid, density, color=colour(method), ls=dash, lw=1.6, label=label)
-    ax.set(xlim=(0, 1), ylim=(0, 1.1 * top), xlabel="fraction in tangent space ‖P a‖ / ‖a‖", ylabel="density")
+    ax.set(xlim=(0, 1), ylim=(0, 1.1 * top), xlabel="fraction in tangent space ‖PA‖ / ‖A‖", ylabel="density")
     ax.set_title(title)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19), fontsize=7, handlelength=2.6)
 
@@ -229,7 +229,8 @@ def forest(claims: Sequence[tuple[Mapping[str, Any], pd.DataFrame]], *, xlabel: 
             (low, high), value = row["ci95"], row["value"]
             axis.plot(row["prediction95"] or [value, value], [middle, middle], color=shade, lw=0.7)
             axis.fill([low, value, high, value], [middle, middle + 0.32, middle, middle - 0.32], color=shade, lw=0.8)
-        said = f"{row['value']:+.3f} {row['unit']}\n{row['verdict']}"
+        size = f"{row['value']:+.3f}".replace("-", "−")
+        said = f"{size} {row['unit']}\n{row['verdict']}"
         axis.text(1.02, middle + 0.3, said, color=shade, **words)
         ticks[middle] = "pooled"
         for step, (name, means) in enumerate(units.groupby("set", sort=False)["mean"], start=1):

@@ -4,11 +4,13 @@ The notebooks run in a copy of the repository with one thread and without the wi
 for another machine: sums are rounded elsewhere. Every claim is then held against the one in ``figures/``.
 """
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +58,18 @@ def run(profile: str) -> pd.DataFrame:
     """Run every notebook in the copy, where its results are not up to date, and compare."""
     target = runtime.BUILD / "portable"
     copy_repository(target)
-    table = []
-    for results in sorted((runtime.FIGURES / profile).glob("*/results.json")):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")} | OTHER
+
+    def compared(results: Path) -> list[dict[str, Any]]:
         slug = results.parent.name
         command = ["make", slug, f"PROFILE={profile}", "DEVICE=cpu", f"PYTHON={sys.executable}"]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-        done = subprocess.run(command, cwd=target, env=environment | OTHER)
-        if done.returncode:
+        if subprocess.run(command, cwd=target, env=environment).returncode:
             raise SystemExit(f"portable: {slug} failed on the other processor; its log is in {target}/.build/{profile}")
         other = target / "figures" / profile / slug / "results.json"
-        table += compare(*(json.loads(path.read_text(encoding="utf-8")) for path in (results, other)))
+        return compare(*(json.loads(path.read_text(encoding="utf-8")) for path in (results, other)))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each notebook has one thread
+        table = itertools.chain(*pool.map(compared, sorted((runtime.FIGURES / profile).glob("*/results.json"))))
     return pd.DataFrame(table)
 
 

@@ -179,8 +179,7 @@ def _title(held: dict[str, Document]) -> str:
 
 def table(rows: dict[str, list[Document]]) -> str:
     """The claims of a notebook, profile -> rows; identities apart, with their largest error and its tolerance."""
-    titles = ("id", "kind", "claim", "source", "paper", "margin, and why", "profile", "ours", "95 % of other networks")
-    text, exact = header(*titles, "I²", "n", "verdict", "note"), ""
+    text, exact = header("id", "claim", "of", "margin, and why", "ours", "other networks", "n", "verdict"), ""
     for profile, of_profile in rows.items():
         for row in of_profile:
             verdict = f"**{row['verdict']}**" + (" (exploratory)" if row["exploratory"] else "")
@@ -188,11 +187,12 @@ def table(rows: dict[str, list[Document]]) -> str:
                 tried = (number(row["value"]), number(row["margin"]), row["unit"], row["n"]["images"])
                 exact += line(row["id"], row["statement"], f"`{profile}`", *tried, verdict, row["note"])
                 continue
-            margin = f"{number(row['margin'])}: {row['why']}"
-            i2 = "" if row["i2"] is None else f"{row['i2']:.0%}"
-            said = (row["id"], row["kind"], row["statement"], row["source"], number(row["paper"]), margin)
-            ours = (_measured(row), bracket(row["prediction95"]), i2, size(row["n"]), verdict, row["note"])
-            text += line(*said, f"`{profile}`", *ours)
+            source = f"the paper, {row['source']}: {number(row['paper'])}" if row["kind"] == "paper" else row["kind"]
+            i2 = "" if row["i2"] is None else f"I² {row['i2']:.0%}"
+            spread = ", ".join(filter(None, [bracket(row["prediction95"]), i2]))
+            margin, verdict = f"{number(row['margin'])}: {row['why']}", "; ".join(filter(None, [verdict, row["note"]]))
+            ours = f"`{profile}` {_measured(row)}"
+            text += line(row["id"], row["statement"], source, margin, ours, spread, size(row["n"]), verdict)
     if exact:
         titles = ("id", "identity", "profile", "largest error", "tolerance", "unit", "of", "verdict", "note")
         exact = f"\n{header(*titles)}{exact}"
@@ -205,7 +205,7 @@ def _section(document: Document) -> str:
     text = f"\n### {slug}, profile `{profile}`\n\n"
     if document["paper"] is not None:
         text += f"{document['paper']['title']} (arXiv {document['paper']['arxiv']}). "
-    text += f"[Notebook](../notebooks/{slug}.ipynb), [numbers]({profile}/{slug}/results.json), "
+    text += f"[Notebook]({profile}/{slug}/{slug}.ipynb), [numbers]({profile}/{slug}/results.json), "
     text += f"`{_command(profile, slug)}`.\n"
     return text + "".join(f"\n{_image(document, name)}\n" for name in document["figures"])
 

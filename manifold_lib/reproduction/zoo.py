@@ -96,7 +96,8 @@ def train(name: str, *, device: torch.device, progress: bool = False, again: boo
         mark = hashlib.sha256(repr((recipe[1:], checksum, parents)).encode()).hexdigest()[:12]
         checkpoint = folder / f"{name}-{mark}.ckpt"
         settings = {key: getattr(recipe, key) for key in ("epochs", "batch_size", "learning_rate", "seed")}
-        options: dict[str, Any] = {"bf16": recipe.bf16, "checkpoint": checkpoint, "label": name, "progress": progress}
+        bf16 = recipe.bf16 and runtime.has_bfloat16(device)
+        options: dict[str, Any] = {"bf16": bf16, "checkpoint": checkpoint, "label": name, "progress": progress}
         seconds = training.fit(model, loss, batches, **settings, **options)
         file.with_suffix(".json").unlink(missing_ok=True)  # until the new card, the model counts as not made
         sha256 = files.save_weights(file, model)
@@ -110,7 +111,7 @@ def train(name: str, *, device: torch.device, progress: bool = False, again: boo
             "parents": parents,
             "recipe": recipe.text,
             **settings,
-            "precision": "bfloat16 mixed" if recipe.bf16 else "float32",
+            "precision": "bfloat16 mixed" if bf16 else "float32",
             "seconds": round(seconds),
             "device": runtime.device_name(device),
             "versions": {key: runtime.versions()[key] for key in ("python", "torch")},

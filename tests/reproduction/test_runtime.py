@@ -20,6 +20,14 @@ def test_devices(monkeypatch):
     assert runtime.resolve_device() == torch.device("cuda")
 
 
+@pytest.mark.parametrize(
+    ("kind", "cpu", "found"), [("cpu", "AVX512", True), ("cpu", "AVX2", False), ("cuda", "", True)]
+)
+def test_bfloat16_where_the_device_computes_in_it(monkeypatch, kind, cpu, found):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cpu)
+    assert runtime.has_bfloat16(torch.device(kind)) == found
+
+
 def test_seeds_repeat_every_draw():
     def draws():
         generator = runtime.seed_everything(2**32 + 3)

@@ -319,7 +319,9 @@ def test_a_replica_has_another_seed_and_odd_ones_come_from_the_second_vae():
     assert (base.vae, odd.vae, even.vae) == (0, 1, 0)
     assert odd.parents == ("mnist32-vae.1", "mnist32-labeller.1") and even.parents == base.parents
     assert zoo.recipe_of("lenet-mnist32-robust.3").parents == (*odd.parents, "lenet-mnist32.3"), "a pair of one seed"
-    assert odd._replace(seed=base.seed, parents=base.parents, vae=0) == base
+    same = zoo.recipe_of("small-lenet-mnist32.3"), zoo.recipe_of("small-lenet-mnist32")
+    assert same[0]._replace(seed=same[1].seed, parents=same[1].parents, vae=0) == same[1]
+    assert odd.once and odd.epochs < base.epochs, "the large ones see one draw of images, for fewer epochs"
 
 
 @pytest.mark.parametrize("name", ["lenet-mnist32.0", "lenet-mnist32.-1", "lenet-mnist32.a", "lenet-mnist32.1.2", ".1"])
