@@ -37,7 +37,8 @@ def main() -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     os.chdir(execute.ROOT)
     for number in signal.SIGTERM, signal.SIGHUP:
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
     threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     try:
         if arguments.command == "sweep":

@@ -73,7 +73,7 @@ _FILE = {
 }
 # what a claim says; the rest are remarks on it
 _SAID = ("question", "statement", "kind", "source", "paper", "setting", "estimand")
-_SAID += ("margin", "level", "scores", "family")
+_SAID += ("margin", "level", "scores", "family", "members")
 
 
 class _Loader(yaml.SafeLoader):
@@ -115,6 +115,12 @@ def register(file: Path) -> Registration:
             raise ValueError(f"{file}: claims.{claim['id']}: is registered twice")
         _check_consistent(claim, f"{file}: claims.{claim['id']}")
         claims[claim["id"]] = claim
+    # Holm's correction depends on what else is in the family: a claim says that, too
+    for family in {claim["family"] for claim in claims.values() if "family" in claim}:
+        others = [claim for claim in claims.values() if claim.get("family") == family]
+        members = [_canonical([claim.get("scores"), claim.get("level")]) for claim in others]
+        for claim in others:
+            claim["members"] = sorted(json.dumps(member, sort_keys=True) for member in members)
     return Registration(hashlib.sha256(content).hexdigest(), claims)
 
 
@@ -141,9 +147,20 @@ def _check_consistent(claim: dict[str, Any], name: str) -> None:
         raise ValueError(f"{name}: setting: paper wants the paper's number")
 
 
+def _canonical(value: Any) -> Any:
+    """One form for all spellings of a value: 1 and 1.0, sets and methods in any order, lines broken anywhere."""
+    if isinstance(value, dict):
+        return {key: _canonical(entry) for key, entry in value.items() if (key, entry) != ("minus", 0)}
+    if isinstance(value, list):
+        return sorted(map(_canonical, value), key=str)
+    if isinstance(value, str):
+        return " ".join(value.split())
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 def fingerprint(claim: dict[str, Any]) -> str:
     """SHA-256 of what a claim says, by which an edit is noticed; remarks and the exploratory mark do not count."""
-    said = {key: claim[key] for key in _SAID if claim.get(key) is not None}
+    said = _canonical({key: claim[key] for key in _SAID if claim.get(key) not in (None, "ours")})
     return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -205,25 +222,28 @@ def judge(
 
 
 def verdict_of(row: dict[str, Any], profile: str) -> str:
-    """The verdict that follows from a row of ``results.json``; in a family, p is Holm's."""
+    """The verdict that follows from a row of ``results.json``.
+
+    In a family a positive word wants Holm's one-sided p to be at most .025, the level of an interval of 95 %.
+    """
     if row["value"] is None:
         return "not attempted"
     same = profile == "paper" and row["setting"] == "paper"
     found = judge(row["kind"], row["margin"], row["value"], row["ci95"], paper=row["paper"], same_setting=same)
     positive = found in ("reproduced", "direction only", "held", "not fooled")
-    return "undecided" if positive and row["p_holm"] is not None and row["p_holm"] > 0.05 else found
+    return "undecided" if positive and row["p_holm"] is not None and row["p_holm"] > 0.025 else found
 
 
 def is_exploratory(
-    claim: dict[str, Any], units: list[str], prior: dict[str, Any] | None, seen: set[str]
+    claim: dict[str, Any], units: list[str], priors: list[dict[str, Any]], seen: set[str]
 ) -> tuple[bool, list[str]]:
     """Whether numbers on ``units`` only explore; and the units on which the claim was in sight before it had its words.
 
     They do where the claim says so itself, and on units that were ``seen`` under another text, margin or estimand, or
-    by the run before, whose row with these same words is ``prior``. Fresh images or networks confirm.
+    by runs before, whose rows with these same words are ``priors``. Fresh images or networks confirm.
     """
     seen = set(seen)
-    if prior is not None:
+    for prior in priors:
         seen.update(prior["seen"])
         if prior["exploratory"]:
             seen.update(prior["units"])

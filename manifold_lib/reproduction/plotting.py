@@ -210,9 +210,10 @@ def forest(claims: Sequence[tuple[Mapping[str, Any], pd.DataFrame]], *, xlabel: 
     """Claims with their replications: a dot a network, a line a set, a diamond for the pooled difference.
 
     ``claims`` are rows of ``results.json`` with the means of their units (set, network, mean), as
-    ``Results.replications`` gives them. The diamond spans the 95 % interval, the thin line that of another network, and
-    the grey band holds the differences that are smaller than the margin.
+    ``Results.replications`` gives them; those without a value are left out. The diamond spans the 95 % interval, the
+    thin line that of another network, and the grey band holds the differences that are smaller than the margin.
     """
+    claims = [(row, units) for row, units in claims if row["value"] is not None and row["kind"] != "identity"]
     titles = [textwrap.fill(f"{row['id']}  {row['statement']}", 98, subsequent_indent="      ") for row, _ in claims]
     extras = [0.8 * title.count("\n") for title in titles]
     lines = [2.4 + units["set"].nunique() + extra for extra, (_, units) in zip(extras, claims, strict=True)]

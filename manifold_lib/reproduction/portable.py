@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from ..core import files
-from . import runtime
+from . import execute, runtime
 
 # what torch and oneDNN read when they choose their kernels
 OTHER = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "OMP_NUM_THREADS": "1"}
@@ -56,6 +56,16 @@ def compare(ours: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]
 
 def run(profile: str) -> pd.DataFrame:
     """Run every notebook in the copy, where its results are not up to date, and compare."""
+    found = sorted((runtime.FIGURES / profile).glob("*/results.json"))
+    for results in found:
+        slug = results.parent.name
+        stamp = runtime.BUILD / profile / f"{slug}.done"
+        if not execute.up_to_date(stamp, results, execute.fingerprint(slug, profile), "cpu"):
+            raise SystemExit(
+                f"portable: {slug} has other code than its results: `make {slug[:2]} PROFILE={profile}` first"
+            )
+    if not found:
+        raise SystemExit(f"portable: there are no results to hold against: `make all PROFILE={profile}` first")
     target = runtime.BUILD / "portable"
     copy_repository(target)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")} | OTHER
@@ -69,7 +79,7 @@ def run(profile: str) -> pd.DataFrame:
         return compare(*(json.loads(path.read_text(encoding="utf-8")) for path in (results, other)))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # each notebook has one thread
-        table = itertools.chain(*pool.map(compared, sorted((runtime.FIGURES / profile).glob("*/results.json"))))
+        table = itertools.chain(*pool.map(compared, found))
     return pd.DataFrame(table)
 
 

@@ -47,8 +47,8 @@ def replica(name: str, seed: int) -> str:
 
 def recipe(name: str) -> Recipe:
     """The recipe of a model or of a replica. Raises ``ValueError`` for a name that is not in the zoo."""
-    base, _, seed = name.partition(".")
-    if base not in RECIPES or (seed and not (seed.isdecimal() and int(seed) > 0)):
+    base, dot, seed = name.partition(".")
+    if base not in RECIPES or (dot and not (seed.isdecimal() and seed == str(int(seed)) != "0")):
         raise ValueError(f"name: got {name!r}, wants one of {', '.join(key for key in RECIPES if '.' not in key)}")
     if not seed:
         return RECIPES[base]

@@ -1,19 +1,16 @@
 """``python -m manifold_lib.reproduction.report``: what was found, from the results on disk, as Markdown."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..core import files
 from . import claims, runtime
 from .results import bracket, number, size
-from .verdicts.decisions import decide
-from .verdicts.schema import validate
-from .verdicts.scores import join
+from .verdicts.committed import COMMITTED, command, read
 
 Document = dict[str, Any]
 
-COMMITTED = runtime.PROFILES[1:]  # smoke is not kept
+_EXPLORATORY = " (exploratory)"
 BEGIN, END = "<!-- reproduction:begin -->", "<!-- reproduction:end -->"
 NO_RESULTS = "No results yet: `make all` runs the notebooks at profile `small`.\n"
 WORDS = {
@@ -30,50 +27,6 @@ WORDS = {
 }
 
 
-def read(figures: Path) -> list[Document]:
-    """Every ``results.json`` of the committed profiles, validated, with all of its figures present.
-
-    A claim whose text, margin or estimand is not the registered one any more, or which was exploratory from the start,
-    is marked exploratory.
-    """
-    documents = []
-    for profile in COMMITTED:
-        for path in sorted((figures / profile).glob("*/results.json")):
-            try:
-                document = json.loads(path.read_text(encoding="utf-8"))
-                validate(document)
-                place = (document["profile"], document["slug"])
-                if place != (profile, path.parent.name):
-                    raise ValueError(f"slug: got {'/'.join(place)}, wants {profile}/{path.parent.name}")
-                missing = [name for name in document["figures"] if not (path.parent / name).is_file()]
-                if missing:
-                    raise ValueError(f"figures: {', '.join(missing)} missing; run `{_command(*place)}` again")
-                _hold_against_registration(document)
-            except ValueError as error:
-                raise ValueError(f"{path.relative_to(figures.parent)}: {error}") from error
-            documents.append(document)
-    return documents
-
-
-def _hold_against_registration(document: Document) -> None:
-    """Mark what was edited after its run as exploratory, and add what was registered after it."""
-    registered = claims.register(runtime.claims_file(document["slug"])).claims
-    rows = {row["id"]: row for row in document["claims"]}
-    for id, row in rows.items():
-        why = "is registered no more" if id not in registered else "was edited after its run"
-        if id not in registered or claims.fingerprint(registered[id]) != row["claim"]:
-            row["exploratory"], row["note"] = True, "; ".join(filter(None, [why, row["note"]]))
-        elif registered[id].get("exploratory"):
-            row["exploratory"] = True
-    late = [claim for id, claim in registered.items() if id not in rows]
-    missed = decide(late, join([]), slug=document["slug"], profile=document["profile"])
-    document["claims"] += [row | {"note": "registered after this run"} for row in missed]
-
-
-def _command(profile: str, slug: str) -> str:
-    return f"make {slug[:2]} PROFILE={profile}"
-
-
 def _by_slug(documents: list[Document]) -> dict[str, dict[str, Document]]:
     """Notebook -> profile -> its results."""
     found: dict[str, dict[str, Document]] = {}
@@ -83,11 +36,17 @@ def _by_slug(documents: list[Document]) -> dict[str, dict[str, Document]]:
 
 
 def _nearest(held: dict[str, Document]) -> list[tuple[Document, str]]:
-    """Each claim once, with its profile: that nearer to the paper's setting, where it came to a verdict there."""
+    """Each claim once, with its profile: that nearer to the paper's setting where it came to a verdict there.
+
+    What was decided on fresh images or networks goes before what only explores.
+    """
     rows: dict[str, tuple[Document, str]] = {}
     for profile in COMMITTED:
         for row in held[profile]["claims"] if profile in held else []:
-            if row["id"] not in rows or row["verdict"] != "not attempted":
+            attempted, old = row["verdict"] != "not attempted", rows.get(row["id"], (None,))[0]
+            if old is None or (
+                attempted and (old["verdict"] == "not attempted" or row["exploratory"] <= old["exploratory"])
+            ):
                 rows[row["id"]] = (row, profile)
     return list(rows.values())
 
@@ -100,7 +59,7 @@ def _measured(row: Document) -> str:
 
 
 def _verdict(row: Document) -> str:
-    return row["verdict"] + (", exploratory" if row["exploratory"] else "")
+    return row["verdict"] + (_EXPLORATORY if row["exploratory"] else "")
 
 
 def sentence(row: Document) -> str:
@@ -129,10 +88,11 @@ def render_summary(documents: list[Document]) -> str:
     text = ""
     for slug, held in _by_slug(documents).items():
         rows = _nearest(held)
-        verdicts = [row["verdict"] for row, _ in rows if row["kind"] == "paper"]
+        verdicts = [_verdict(row) for row, _ in rows if row["kind"] == "paper" and row["registered"]]
         if not verdicts:
             continue
-        counts = [f"{verdicts.count(word)} {word}" for word in claims.VERDICTS["paper"] if word in verdicts]
+        words = [word + more for word in claims.VERDICTS["paper"] for more in ("", _EXPLORATORY)]
+        counts = [f"{verdicts.count(word)} {word}" for word in words if word in verdicts]
         text += f"- **{slug.replace('_', ' ')}**: of {len(verdicts)} claims of the paper {', '.join(counts)}."
         for kind in ("paper", "control"):
             decided = [pair for pair in rows if pair[0]["kind"] == kind and pair[0]["ci95"] is not None]
@@ -163,8 +123,8 @@ def render_gallery(documents: list[Document]) -> str:
     text += "\n# Claims\n"
     for slug, held in found.items():
         rows = {profile: document["claims"] for profile, document in held.items()}
-        command = " or ".join(f"`{_command(profile, slug)}`" for profile in COMMITTED)
-        text += f"\n## {slug}\n\n{table(rows)}\nRun again by {command}.\n"
+        again = " or ".join(f"`{command(profile, slug)}`" for profile in COMMITTED)
+        text += f"\n## {slug}\n\n{table(rows)}\nRun again by {again}.\n"
     for profile in COMMITTED:
         of_profile = [held[profile] for held in found.values() if profile in held]
         if of_profile:
@@ -182,7 +142,7 @@ def table(rows: dict[str, list[Document]]) -> str:
     text, exact = header("id", "claim", "of", "margin, and why", "ours", "other networks", "n", "verdict"), ""
     for profile, of_profile in rows.items():
         for row in of_profile:
-            verdict = f"**{row['verdict']}**" + (" (exploratory)" if row["exploratory"] else "")
+            verdict = f"**{row['verdict']}**" + (_EXPLORATORY if row["exploratory"] else "")
             if row["kind"] == "identity":
                 tried = (number(row["value"]), number(row["margin"]), row["unit"], row["n"]["images"])
                 exact += line(row["id"], row["statement"], f"`{profile}`", *tried, verdict, row["note"])
@@ -206,7 +166,7 @@ def _section(document: Document) -> str:
     if document["paper"] is not None:
         text += f"{document['paper']['title']} (arXiv {document['paper']['arxiv']}). "
     text += f"[Notebook]({profile}/{slug}/{slug}.ipynb), [numbers]({profile}/{slug}/results.json), "
-    text += f"`{_command(profile, slug)}`.\n"
+    text += f"`{command(profile, slug)}`.\n"
     return text + "".join(f"\n{_image(document, name)}\n" for name in document["figures"])
 
 

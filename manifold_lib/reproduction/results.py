@@ -51,7 +51,7 @@ class Results:
         self._figures: list[str] = []
         self._checksums: dict[str, dict[str, str]] = {"data": {}, "models": {}}
         self._target = runtime.results_folder(slug, profile)
-        self._earlier = decisions.read_earlier(self._target / "results.json")
+        self._earlier = decisions.read_earlier(slug, self._target, self._registration.claims)
         self.folder = files.staging_folder(self._target)
 
     def figure(self, name: str, fig: Figure, data: pd.DataFrame | None = None) -> None:
@@ -117,7 +117,11 @@ class Results:
             if row["value"] is None or row["kind"] == "identity":
                 continue
             rows = tables.differences(scores, self._registered(row["id"])["scores"])
-            units = rows.groupby(["set", "network"], sort=False, observed=True)["value"].mean()
+            units = (
+                rows[np.isfinite(rows["value"].astype(float))]
+                .groupby(["set", "network"], sort=False, observed=True)["value"]
+                .mean()
+            )
             found.append((row, units.rename("mean").reset_index()))
         return found
 
@@ -130,7 +134,7 @@ class Results:
         if not self.folder.is_dir():
             raise RuntimeError(f"finish: {self.slug} is finished already; run the notebook from its first cell")
         rows = self._decide([*self._registration.claims])
-        before = self._earlier[0] if self._earlier else {}
+        before = self._earlier[0][0]
         lost = [
             row["id"] for row in rows if row["value"] is None and before.get(row["id"], {}).get("value") is not None
         ]

@@ -60,7 +60,7 @@ def scored() -> Callable[..., dict[str, np.ndarray]]:
 
 @pytest.fixture
 def document(registered: Callable, scored: Callable) -> Callable[..., dict[str, Any]]:
-    """A whole ``results.json`` of registered claims, in which MA-GIG leads by ``value``."""
+    """A whole ``results.json`` of registered claims, in which MA-GIG leads by ``value``; its scores are in place."""
 
     def make(
         slug: str = "02_example", profile: str = "small", value: float = 0.5, changes: dict | None = None, **more: Any
@@ -75,6 +75,7 @@ def document(registered: Callable, scored: Callable) -> Callable[..., dict[str, 
         provenance |= {"started": "2026-01-01T00:00:00+00:00", "seconds": 1.0, "data": {}, "models": {}}
         registration = claims.register(runtime.claims_file(slug)).sha256
         body = {"registration": registration, "claims": rows, "tables": {}, "figures": ["fig1_line.png"]}
+        scores.write(runtime.FIGURES / profile / slug / "scores.parquet", table)
         return head | body | {"provenance": provenance} | more
 
     return make

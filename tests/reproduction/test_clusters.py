@@ -25,6 +25,14 @@ def test_an_address_where_something_listens_is_tried() -> None:
         clusters.check(f"tcp://127.0.0.1:{server.getsockname()[1]}")
 
 
+def test_a_scheduler_that_says_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "CONNECT", 1)
+    server = socket.create_server(("127.0.0.1", 0))  # accepts, as a port that is forwarded to nobody
+    address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+    with server, pytest.raises(execute.Failed, match="no Dask scheduler: "), clusters.workers(address, 1, 1):
+        pass
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "command"), [("slurm", "SLURMCluster", "sbatch"), ("pbs", "PBSCluster", "qsub")]
 )

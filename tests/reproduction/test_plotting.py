@@ -64,7 +64,8 @@ def test_a_forest_has_a_dot_a_network_and_a_diamond_a_claim():
     row |= {"prediction95": None, "unit": "fraction", "verdict": "direction only"}
     units = pd.DataFrame({"set": ["a", "a", "b"], "network": ["x", "y", "z"], "mean": [0.1, 0.2, 0.0]})
     few = row | {"kind": "control", "ci95": None, "verdict": "not attempted"}
-    (axis,) = plotting.forest([(row, units), (few, units[:1])], xlabel="difference").axes
+    none = [(few | {"value": None}, units), (row | {"kind": "identity"}, units)]
+    (axis,) = plotting.forest([(row, units), (few, units[:1]), *none], xlabel="difference").axes
     assert [len(line.get_xdata()) for line in axis.lines if line.get_marker() == "o"] == [2, 1, 1]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["pooled", "a (2)", "b (1)", "pooled", "a (1)"]
     assert len(axis.patches) == 1, "no diamond without an interval"

@@ -75,5 +75,7 @@ def test_units_are_pooled_and_what_is_missing_is_said(folders: Path, monkeypatch
     assert 'make sweep NOTEBOOKS=01 SETS="a b bad" SEEDS=0,2,3 PROFILE=smoke' in text
     file.write_text(CLAIMS.replace("MARGIN", "0.3"))
     assert pooled.pool(SLUG, "smoke", results)[0][0]["exploratory"], "its words are younger than its numbers"
+    (page / SLUG / "a-1" / "scores.parquet").unlink()
+    assert "| a | 1 | out of date | not pooled: scores.parquet is missing |" in pooled.render("smoke")
     (page / SLUG / "a-0" / "results.json").write_text("{")
     assert "| a | 0 | out of date | not pooled:" in pooled.render("smoke")

@@ -69,7 +69,7 @@ def test_a_line_a_paper_counts_the_papers_own_claims(readme, document, registere
     assert second.startswith("- **02 example**: of 2 claims of the paper 1 direction only, 1 not attempted. It is: *d")
     registered({"1": {"margin": 0.03}})
     report.main()
-    assert "It is: *direction only, exploratory*, 0.503 [" in readme.read_text()
+    assert "It is: *direction only (exploratory)*, 0.503 [" in readme.read_text()
 
 
 def test_the_gallery_opens_with_what_was_found(readme, document):
@@ -149,7 +149,7 @@ def test_a_claim_that_is_not_as_registered_explores_at_once(readme, document, re
     assert not any("exploratory" in line for line in bullets().values())
     registered(changes)
     report.main()
-    assert [id for id, line in bullets().items() if "*direction only, exploratory*" in line] == ["2.1"]
+    assert [id for id, line in bullets().items() if "*direction only (exploratory)*" in line] == ["2.1"]
     (line,) = (line for line in gallery().splitlines() if line.startswith("| 2.1 |"))
     assert line.endswith("; ".join(filter(None, ["**direction only** (exploratory)", note])) + " |")
     registered()  # and back, without a run in between
@@ -162,7 +162,7 @@ def test_a_claim_of_another_name_explores_and_the_new_one_is_not_attempted(readm
     entry = {key: value for key, value in registered()[0].items() if key != "id"}
     registered({"1": None, "9": entry})
     report.main()
-    assert "*direction only, exploratory*" in bullets()["2.1"] and "*not attempted*" in bullets()["2.9"]
+    assert "*direction only (exploratory)*" in bullets()["2.1"] and "*not attempted*" in bullets()["2.9"]
     assert "registered after this run" in gallery()
 
 
@@ -172,11 +172,50 @@ def test_after_a_run_again_an_edited_claim_still_explores(readme, document, regi
     place = {"set": "mnist32", "network": "lenet-mnist32"}
     for images, expected in ((0, True), (1, False)):
         parts = [scores.rows_of("DiffID", name, row, **place, images=images) for name, row in scored(0.5).items()]
-        earlier = {row["id"]: row for row in first["claims"]}, scores.join([])
-        rows = decisions.decide([edited], scores.join(parts), slug="02_example", profile="small", earlier=earlier)
-        write(first | {"claims": rows})
+        earlier = [({row["id"]: row for row in first["claims"]}, scores.join([]))]
+        joined = scores.join(parts)
+        rows = decisions.decide([edited], joined, slug="02_example", profile="small", earlier=earlier)
+        scores.write(write(first | {"claims": rows}) / "scores.parquet", joined)
         report.main()
         assert ("exploratory" in bullets()["2.1"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"statement": "It is much more."}, "claims.2.1.statement"),
+        ({"margin": 0.3}, "claims.2.1.margin"),
+        ({"paper": 0.5}, "claims.2.1.paper"),
+        ({"value": 0.4, "ci95": [0.3, 0.5]}, "claims.2.1.value"),
+        ({"ci95": [0.1, 0.9]}, "claims.2.1.ci95"),
+    ],
+)
+def test_a_row_edited_by_hand_in_the_results_is_refused(readme, document, row, said):
+    content = document()
+    content["claims"][0] |= row
+    write(content)
+    fails(f"{said}: ")
+
+
+def test_scores_that_are_gone_or_edited_are_named(readme, document):
+    folder = write(document())
+    table = scores.read(folder / "scores.parquet")
+    scores.write(folder / "scores.parquet", table.assign(value=2 * table["value"]))
+    fails("claims.2.1.value: ")
+    (folder / "scores.parquet").write_bytes(b"PAR1")
+    fails("scores.parquet: cannot be read")
+    (folder / "scores.parquet").unlink()
+    fails("scores.parquet is missing; run `make 02 PROFILE=small` again")
+
+
+def test_what_only_explores_does_not_hide_what_is_decided(readme, document, registered):
+    write(document(profile="paper", value=-0.5))
+    registered({"1": {"margin": 0.03}})
+    report.main()
+    assert "1 not reproduced (exploratory)" in readme.read_text(), "it counts, and says so"
+    write(document(changes={"1": {"margin": 0.03}}))
+    report.main()
+    assert bullets()["2.1"].endswith("at `small`.") and "*direction only*" in bullets()["2.1"]
 
 
 # files

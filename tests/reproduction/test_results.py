@@ -110,7 +110,10 @@ def test_a_measured_claim_is_not_replaced_by_none(folders, run):
     with pytest.raises(RuntimeError, match=r"claim 2\.1, 2\.C1, 2\.T1: .*02_example keeps the values"):
         start().finish()
     assert (folder / "results.json").read_bytes() == before
-    (folder / "results.json").write_text("{", encoding="utf-8")  # measured nothing
+    (folder / "results.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CorruptFile, match=r"results\.json: cannot be read"):
+        start()
+    (folder / "results.json").unlink()  # measured nothing
     start().finish()
 
 

@@ -135,7 +135,7 @@ def test_units_are_the_notebooks_own_or_as_asked(notebooks: Path) -> None:
     (notebooks / "notebooks" / "params" / f"{SLUG}.small.yml").write_text("sets: [c]")
     assert sweep.plan([], [], "", "smoke") == [sweep.Unit(SLUG, name, seed) for seed in (0, 1) for name in "ab"]
     assert sweep.plan(["01"], [], "2-3,5", "small") == [sweep.Unit(SLUG, "c", seed) for seed in (2, 3, 5)]
-    assert sweep.plan([SLUG], ["x-y"], "7", "small")[0].name == "x-y-7"
+    assert [unit.name for unit in sweep.plan([SLUG], ["x-y", "x-y"], "7", "small")] == ["x-y-7"]
     assert execute.places(SLUG, "small", "x-y-7")[2] == {"sets": ["x-y"], "seeds": [7]}
 
 
@@ -145,12 +145,20 @@ def test_units_are_the_notebooks_own_or_as_asked(notebooks: Path) -> None:
         (["02"], [], "", "02_second: cannot be part of a sweep, as its parameters cell has no seeds"),
         (["03"], [], "", "there is no 03; there are 01_first, 02_second"),
         (["01"], [], "0-", "SEEDS=0-: wants numbers such as 0-4"),
+        (["01"], [], "3-1,5", "SEEDS=3-1,5: wants ranges that ascend"),
         (["01"], ["a/b"], "", "01_first: SETS=a/b: wants names"),
     ],
 )
 def test_what_cannot_be_swept_is_named(notebooks: Path, names: list, sets: list, seeds: str, message: str) -> None:
     with pytest.raises(execute.Failed, match=message):
         sweep.plan(names, sets, seeds, "smoke")
+
+
+def test_parameters_that_are_no_lists_are_named(notebooks: Path) -> None:
+    for text, said in (("sets: mnist", "sets at small: got 'mnist'"), ("seeds: 3", "seeds at small: got 3")):
+        (notebooks / "notebooks" / "params" / f"{SLUG}.small.yml").write_text(text)
+        with pytest.raises(execute.Failed, match=said):
+            sweep.plan([SLUG], [], "", "small")
 
 
 def test_other_weights_of_a_replica_make_a_unit_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

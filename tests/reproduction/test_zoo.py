@@ -324,7 +324,18 @@ def test_a_replica_has_another_seed_and_odd_ones_come_from_the_second_vae():
     assert odd.once and odd.epochs < base.epochs, "the large ones see one draw of images, for fewer epochs"
 
 
-@pytest.mark.parametrize("name", ["lenet-mnist32.0", "lenet-mnist32.-1", "lenet-mnist32.a", "lenet-mnist32.1.2", ".1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lenet-mnist32.0",
+        "lenet-mnist32.01",
+        "lenet-mnist32.",
+        "lenet-mnist32.-1",
+        "lenet-mnist32.a",
+        "lenet-mnist32.1.2",
+        ".1",
+    ],
+)
 def test_a_replica_that_cannot_be_is_refused(name):
     with pytest.raises(ValueError, match=r"^name: got '.*', wants one of mnist32-vae, "):
         zoo.path(name)

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,25 @@ def check(address: str) -> None:
         raise execute.Failed(f"SCHEDULER={address}: nothing answers there: {error}") from error
 
 
+def _connected(client: Any, address: str) -> Any:
+    """A client of the scheduler there. Its own timeout does not end a handshake that stays without an answer."""
+    found: list[Any] = []
+
+    def connect() -> None:
+        try:
+            found.append(client(address, timeout=CONNECT))
+        except Exception as error:  # what answers there may be anything
+            found.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(2 * CONNECT)
+    if not found or isinstance(found[0], Exception):
+        why = f"{type(found[0]).__name__} {found[0]}" if found else f"no word from it in {2 * CONNECT} s"
+        raise execute.Failed(f"SCHEDULER={address}: what answers there is no Dask scheduler: {why}")
+    return found[0]
+
+
 @contextlib.contextmanager
 def workers(scheduler: str, n_workers: int, threads: int) -> Iterator[tuple[Any, Callable[[], None]]]:
     """A Dask client, and what to call now and then while its workers work."""
@@ -53,12 +73,7 @@ def workers(scheduler: str, n_workers: int, threads: int) -> Iterator[tuple[Any,
             client.run(lambda: bool(signal.signal(signal.SIGINT, signal.SIG_IGN)))  # Ctrl-C is for this process
             yield client, lambda: None
     elif "://" in scheduler:
-        try:
-            client = Client(scheduler, timeout=CONNECT)
-        except Exception as error:  # what answers there may be anything
-            why = f"what answers there is no Dask scheduler: {type(error).__name__} {error}"
-            raise execute.Failed(f"SCHEDULER={scheduler}: {why}") from error
-        with client:
+        with _connected(Client, scheduler) as client:
             if not client.scheduler_info()["workers"]:
                 print(f"{scheduler} has no workers yet: the units wait for them", flush=True)
             yield client, lambda: None

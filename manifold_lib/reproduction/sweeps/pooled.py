@@ -27,10 +27,10 @@ REMARKS = {
 
 def known(profile: str) -> list[sweep.Unit]:
     """The units that sweeps have asked for, and others that are there."""
-    folder, names = sweep.SWEEPS / profile, set()
-    with contextlib.suppress(OSError, ValueError):
-        names = {*json.loads((folder / "units.json").read_text(encoding="utf-8"))}
-    names |= {path.parent.relative_to(folder).as_posix() for path in folder.glob("*/*/results.json")}
+    folder = sweep.SWEEPS / profile
+    names = sweep.asked(folder) | {
+        path.parent.relative_to(folder).as_posix() for path in folder.glob("*/*/results.json")
+    }
     found = (re.fullmatch(r"(\d\d_\w+)/([\w-]+)-(\d+)", name) for name in names)
     return sorted(sweep.Unit(unit[1], unit[2], int(unit[3])) for unit in found if unit)
 
@@ -43,6 +43,10 @@ def read(unit: sweep.Unit, profile: str) -> Result | None:
     document = json.loads(file.read_text(encoding="utf-8"))
     schema.validate(document)
     scores = file.with_name("scores.parquet")
+    if not scores.exists() and any(
+        row["kind"] != "identity" and row["value"] is not None for row in document["claims"]
+    ):
+        raise ValueError(f"{scores.name} is missing")
     try:
         return document, tables.read(scores) if scores.exists() else tables.join([])
     except files.CorruptFile as error:
@@ -72,7 +76,8 @@ def pool(slug: str, profile: str, results: list[Result]) -> tuple[list[dict[str,
             if row is None or row["exploratory"] or row["claim"] != words:
                 seen.update(tables.units_of(part))
         earlier[id] = {"claim": words, "units": [], "exploratory": False, "seen": sorted(seen)}
-    more: dict[str, Any] = {"identities": identities, "earlier": (earlier, tables.join([]))}
+    runs = [(earlier, tables.join([])), *decisions.read_earlier(slug, runtime.FIGURES / profile / slug, registered)]
+    more: dict[str, Any] = {"identities": identities, "earlier": runs}
     return decisions.decide([*registered.values()], scores, slug=slug, profile=profile, **more), remarks
 
 

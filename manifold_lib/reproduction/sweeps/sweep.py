@@ -14,6 +14,7 @@ import sys
 import uuid
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import clusters
@@ -53,6 +54,8 @@ def numbers(text: str) -> list[int]:
     if not all(re.fullmatch(r"\d+(-\d+)?", part) for part in parts):
         raise execute.Failed(f"SEEDS={text}: wants numbers such as 0-4 or 0,2,5")
     ends = [[int(end) for end in part.split("-")] for part in parts]
+    if any(end[-1] < end[0] for end in ends):
+        raise execute.Failed(f"SEEDS={text}: wants ranges that ascend, such as 0-4")
     return sorted({seed for end in ends for seed in range(end[0], end[-1] + 1)})
 
 
@@ -73,11 +76,16 @@ def plan(names: list[str], sets: list[str], seeds: str, profile: str) -> list[Un
             continue
         own = {name: ast.literal_eval(cell[name]["default"]) for name in ("sets", "seeds")}
         own |= execute.settings(slug, profile)
+        for name, kind in (("sets", str), ("seeds", int)):
+            if not isinstance(own[name], list) or not all(type(entry) is kind for entry in own[name]):
+                raise execute.Failed(f"{slug}: {name} at {profile}: got {own[name]!r}, wants a list of {kind.__name__}")
         chosen, drawn = sets or own["sets"], numbers(seeds) if seeds else own["seeds"]
         if not chosen or not all(re.fullmatch(r"[\w-]+", name) for name in chosen):
             raise execute.Failed(f"{slug}: SETS={' '.join(chosen)}: wants names of sets, such as mnist32")
         units += [Unit(slug, name, seed) for seed in drawn for name in chosen]
-    return units
+    if not units:
+        raise execute.Failed("there is nothing to sweep: no notebook has the parameters sets and seeds")
+    return [*dict.fromkeys(units)]
 
 
 def state(unit: Unit, profile: str, content: str, device: str) -> str:
@@ -88,6 +96,20 @@ def state(unit: Unit, profile: str, content: str, device: str) -> str:
     if (build / f"{unit.slug}.failed.ipynb").exists():
         return "failed"
     return "out of date" if (figures / "results.json").exists() else "missing"
+
+
+def asked(folder: Path) -> set[str]:
+    """The units that sweeps of a profile have started, SLUG/SET-SEED."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return {*json.loads((folder / "units.json").read_text(encoding="utf-8"))}
+    return set()
+
+
+def remember(units: list[Unit], folder: Path, build: Path) -> None:
+    """Note units that are started, so that the page can say which are missing."""
+    with execute.alone("units", build):
+        names = asked(folder) | {f"{unit.slug}/{unit.name}" for unit in units}
+        execute.write_text(folder / "units.json", json.dumps(sorted(names), indent=1) + "\n")
 
 
 def run(client: Any, tend: Callable[[], None], units: list[Unit], options: list[str], threads: int) -> set[Unit]:
@@ -147,16 +169,12 @@ def main(arguments: Any) -> None:
         print(f"sweep at {profile}: {len(units)} units, {len(units) - len(due)} of them up to date", flush=True)
         for path in folder, build:
             path.mkdir(parents=True, exist_ok=True)
-        with execute.alone("units", build):
-            asked = folder / "units.json"
-            names = {*json.loads(asked.read_text(encoding="utf-8"))} if asked.exists() else set()
-            names |= {f"{unit.slug}/{unit.name}" for unit in units}
-            execute.write_text(asked, json.dumps(sorted(names), indent=1) + "\n")
         if due:
             # One thread, however many workers: more threads add in another order, and last digits would differ.
             threads = int(arguments.threads or 1)
             n_workers = min(int(arguments.workers or clusters.cores() // threads or 1), len(due))
             with clusters.workers(arguments.scheduler, n_workers, threads) as (client, tend):
+                remember(due, folder, build)
                 failed = run(client, tend, due, ["--profile", profile, "--device", device], threads)
     except CancelledError:
         print("sweep: the scheduler is gone. Sweep again for the units that are left", file=sys.stderr, flush=True)

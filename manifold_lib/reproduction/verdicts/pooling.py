@@ -46,10 +46,11 @@ def pool(rows: pd.DataFrame, *, level: str, margin: float) -> Pooled:
     value, error, tau2, i2 = _random_effects(means, units)
     df = len(units) - 1
     if shared.any() and max(map(len, units)) > 1:
-        size = len(units)
+        size = len(units)  # and images are few where there are fewer of them
         drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=_RESAMPLES)
         draws = (drawn.T * _draws(rows)).sum(0) / size
-        return _of_draws(float(means.mean()), draws, size, margin, n)._replace(tau2=tau2, i2=i2)
+        fewest = min(size, *map(len, units))
+        return _of_draws(float(means.mean()), draws, fewest, margin, n)._replace(tau2=tau2, i2=i2)
     half, reach = float(stats.t.ppf(0.975, df)) * error, None
     if df > 1:
         far = float(stats.t.ppf(0.975, df - 1) * math.sqrt(tau2 + error**2))
@@ -68,7 +69,9 @@ def _random_effects(means: np.ndarray, units: list[np.ndarray]) -> tuple[float, 
         fit = combine_effects(means, variances, method_re="dl")
     i2 = max(0.0, 1 - (len(means) - 1) / float(fit.q)) if fit.q > 0 else 0.0
     if fit.tau2 <= 0:  # statsmodels does not stop at 0
-        return float(fit.mean_effect_fe), math.sqrt(fit.var_hksj_fe), 0.0, i2
+        # means that agree to a hundredth of their own errors do so by chance: they have these errors
+        error, own = math.sqrt(fit.var_hksj_fe), math.sqrt(1 / (1 / variances).sum())
+        return float(fit.mean_effect_fe), error if error > own / 100 else own, 0.0, i2
     return float(fit.mean_effect_re), math.sqrt(fit.var_hksj_re), float(fit.tau2), i2
 
 

@@ -54,12 +54,13 @@ def write(file: Path, table: pd.DataFrame) -> None:
 
 
 def read(file: Path) -> pd.DataFrame:
-    """The scores of a file. Raises ``CorruptFile`` where they cannot be read."""
+    """The scores of a file. Raises ``CorruptFile`` where they cannot be read, or stand there twice."""
     try:
         table = pyarrow.parquet.read_table(file, page_checksum_verification=True).to_pandas()[[*COLUMNS]]
-    except (pyarrow.ArrowException, OSError, KeyError) as error:
+        types = dict.fromkeys(("set", "network", "metric", "method"), str) | {"images": np.int64, "image": np.int32}
+        return join([table.astype(types | {"value": np.float32})])
+    except (pyarrow.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise files.CorruptFile(f"{file}: cannot be read: {error}. Remove it and run its notebook again.") from error
-    return table.astype({name: str for name in ("set", "network", "metric", "method")})
 
 
 def differences(scores: pd.DataFrame, estimand: dict[str, Any]) -> pd.DataFrame:
@@ -71,11 +72,15 @@ def differences(scores: pd.DataFrame, estimand: dict[str, Any]) -> pd.DataFrame:
     chosen = scores[(scores["metric"] == estimand["metric"]) & scores["set"].isin(estimand["sets"])]
     if "networks" in estimand:
         chosen = chosen[chosen["network"].astype(str).str.split(".").str[0] == estimand["networks"]]
-    wide = chosen.pivot(index=_KEY, columns="method", values="value")
-    sides = [_side(wide, estimand["of"]), _side(wide, estimand.get("minus", 0.0))]
-    if wide.empty or any(side is None for side in sides):
+    given = [estimand["of"], estimand.get("minus", 0.0)]
+    methods = {method for side in given for method in _methods(side)}
+    if not len(chosen) or not methods <= {*chosen["method"]}:
         return pd.DataFrame(columns=[*_KEY, "value"])
-    return (sides[0] - sides[1]).rename("value").reset_index()
+    # what is not finite stays a row, and what was never recorded is none
+    chosen = chosen.assign(value=chosen["value"].astype(float).fillna(np.inf))
+    wide = chosen.pivot(index=_KEY, columns="method", values="value").dropna(subset=[*methods])
+    of, minus = (_side(wide, side) for side in given)
+    return (of - minus).rename("value").reset_index()
 
 
 def units_of(rows: pd.DataFrame) -> list[str]:
@@ -84,13 +89,18 @@ def units_of(rows: pd.DataFrame) -> list[str]:
     return sorted(" ".join(map(str, place)) for place in places.itertuples(index=False))
 
 
+def _methods(side: Any) -> list[str]:
+    """The methods that one side of a difference takes."""
+    if isinstance(side, dict):
+        return next(iter(side.values()))
+    return [side] if isinstance(side, str) else []
+
+
 def _side(wide: pd.DataFrame, side: Any) -> Any:
-    """One side of a difference, image by image; None where a method of it is missing."""
+    """One side of a difference, image by image; not finite where a method of it is not."""
     if isinstance(side, int | float):
         return side
-    rule, methods = next(iter(side.items())) if isinstance(side, dict) else ("mean", [side])
-    if not set(methods) <= set(wide.columns):
-        return None
-    # an image on which one of them has no value has none itself
+    values = wide[_methods(side)]
     rules = {"largest": "max", "smallest": "min", "mean": "mean"}
-    return getattr(wide[methods].astype(float), rules[rule])(axis=1, skipna=False)
+    found = getattr(values, rules[next(iter(side))] if isinstance(side, dict) else "mean")(axis=1)
+    return found.where(np.isfinite(values).all(axis=1))

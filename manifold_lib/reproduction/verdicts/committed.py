@@ -1,0 +1,87 @@
+"""Results on disk, held against their schema, their registration and their scores."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ...core import files
+from .. import claims, runtime
+from . import scores as tables
+from .decisions import decide
+from .schema import validate
+
+Document = dict[str, Any]
+COMMITTED = runtime.PROFILES[1:]  # smoke is not kept
+
+
+def command(profile: str, slug: str) -> str:
+    """What runs a notebook again."""
+    return f"make {slug[:2]} PROFILE={profile}"
+
+
+def read(figures: Path) -> list[Document]:
+    """Every ``results.json`` of the committed profiles, validated, with all of its figures present.
+
+    A claim whose text, margin or estimand is not the registered one any more, or which was exploratory from the start,
+    is marked exploratory.
+    """
+    documents = []
+    for profile in COMMITTED:
+        for path in sorted((figures / profile).glob("*/results.json")):
+            try:
+                document = json.loads(path.read_text(encoding="utf-8"))
+                validate(document)
+                place = (document["profile"], document["slug"])
+                if place != (profile, path.parent.name):
+                    raise ValueError(f"slug: got {'/'.join(place)}, wants {profile}/{path.parent.name}")
+                missing = [name for name in document["figures"] if not (path.parent / name).is_file()]
+                if missing:
+                    raise ValueError(f"figures: {', '.join(missing)} missing; run `{command(*place)}` again")
+                _hold_against_registration(document, path.with_name("scores.parquet"))
+            except (ValueError, files.CorruptFile) as error:
+                raise ValueError(f"{path.relative_to(figures.parent)}: {error}") from error
+            documents.append(document)
+    return documents
+
+
+def _hold_against_registration(document: Document, file: Path) -> None:
+    """Mark what was edited after its run as exploratory, add what was registered after it, and pool the rest again."""
+    registered = claims.register(runtime.claims_file(document["slug"])).claims
+    rows = {row["id"]: row for row in document["claims"]}
+    same = [claim for id, claim in registered.items() if id in rows and rows[id]["claim"] == claims.fingerprint(claim)]
+    _pool_again(document, rows, same, file)
+    for id, row in rows.items():
+        why = "is registered no more" if id not in registered else "was edited after its run"
+        if all(claim["id"] != id for claim in same):
+            row["exploratory"], row["note"] = True, "; ".join(filter(None, [why, row["note"]]))
+        elif registered[id].get("exploratory"):
+            row["exploratory"] = True
+        row["registered"] = id in registered
+    late = [claim for id, claim in registered.items() if id not in rows]
+    missed = decide(late, tables.join([]), slug=document["slug"], profile=document["profile"])
+    document["claims"] += [row | {"note": "registered after this run", "registered": True} for row in missed]
+
+
+def _pool_again(document: Document, rows: dict[str, Document], same: list[dict[str, Any]], file: Path) -> None:
+    """Refuse rows that the claims, as registered, and the scores of the run do not give."""
+    if not file.exists() and any(row["kind"] != "identity" and row["value"] is not None for row in rows.values()):
+        raise ValueError(f"{file.name} is missing; run `{command(document['profile'], document['slug'])}` again")
+    tried = {id: (row["value"], row["n"]["images"]) for id, row in rows.items() if row["kind"] == "identity"}
+    place = {"slug": document["slug"], "profile": document["profile"]}
+    identities = {id: found for id, found in tried.items() if found[0] is not None}
+    for found in decide(same, tables.read(file) if file.exists() else tables.join([]), identities=identities, **place):
+        row = rows[found["id"]]
+        for key in ("kind", "statement", "estimand", "source", "paper", "setting", "margin", "level", "value", "ci95"):
+            if not _alike(row[key], found[key]):
+                what = "is no longer what its scores and its registration give"
+                raise ValueError(f"claims.{row['id']}.{key}: {row[key]} {what}: {found[key]}")
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Equal, numbers to a millionth, text but for its line breaks."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-6)
+    return one == other if not isinstance(one, str) else one.split() == str(other).split()
