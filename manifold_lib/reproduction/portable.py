@@ -40,7 +40,8 @@ def copy_repository(target: Path) -> None:
 
 
 def compare(ours: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
-    """The claims of two results of one notebook: how far each value moved, as a share of its margin."""
+    """The claims of two results of one notebook: how far each value moved, as a share of its margin, and if its
+    interval holds that."""
     rows = {row["id"]: row for row in other["claims"]}
     found = []
     for row in ours["claims"]:
@@ -50,7 +51,9 @@ def compare(ours: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]
         if row["kind"] == "identity":
             moved = None  # rounding is what it measures
         entry = {"notebook": ours["slug"], "claim": row["id"], "value": values[0], "other": values[1], "moved": moved}
-        found.append(entry | {"margin": row["margin"], "verdict": row["verdict"], "other verdict": twin["verdict"]})
+        holds = moved is None or row["ci95"] is None or row["ci95"][0] <= values[1] <= row["ci95"][1]
+        entry |= {"margin": row["margin"], "in the interval": holds, "verdict": row["verdict"]}
+        found.append(entry | {"other verdict": twin["verdict"], "note": row["note"]})
     return found
 
 
@@ -84,7 +87,7 @@ def run(profile: str) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Write figures/PROFILE/portable.csv, name what moved, and exit 1 where a verdict changed."""
+    """Write figures/PROFILE/portable.csv, name what moved, and exit 1 where a verdict changed or an interval fails."""
     profile = sys.argv[1] if len(sys.argv) > 1 else "small"
     table = run(profile)
     file = runtime.FIGURES / profile / "portable.csv"
@@ -94,12 +97,15 @@ def main() -> None:
     for title, part in (("verdicts that change", changed), (f"values that move by more than {SHARE:.0%}", moved)):
         print(f"{title}: {len(part)} of {len(table)}")
         for row in part.to_dict("records"):
-            print(
-                f"  {row['claim']}: {row['value']} → {row['other']} (margin {row['margin']}), {row['verdict']}", end=""
+            word = (
+                row["verdict"]
+                if row["verdict"] == row["other verdict"]
+                else f"{row['verdict']} → {row['other verdict']}"
             )
-            print(f" → {row['other verdict']}" if row["verdict"] != row["other verdict"] else "")
+            where = "" if row["in the interval"] else ", out of its interval"
+            print(f"  {row['claim']}: {row['value']} → {row['other']} (margin {row['margin']}){where}, {word}")
     print(f"{file.relative_to(runtime.ROOT)} written")
-    if len(changed):
+    if len(changed) or not moved["in the interval"].all():
         raise SystemExit(1)
 
 

@@ -9,7 +9,7 @@ from manifold_lib.reproduction import portable, runtime
 
 
 def results(value, verdict, kind="paper", id="2.1"):
-    row = {"id": id, "kind": kind, "value": value, "margin": 0.02, "verdict": verdict}
+    row = {"id": id, "kind": kind, "value": value, "margin": 0.02, "verdict": verdict, "ci95": [0.0, 0.105], "note": ""}
     return {"slug": "02_example", "claims": [row]}
 
 
@@ -20,6 +20,7 @@ def results(value, verdict, kind="paper", id="2.1"):
 def test_values_are_held_against_their_margin(ours, other, moved):
     (row,) = portable.compare(results(ours, "undecided"), results(other, "undecided"))
     assert row["moved"] == (None if moved is None else pytest.approx(moved))
+    assert row["in the interval"] == (other != 0.11)
 
 
 def test_rounding_of_an_identity_is_no_movement():
