@@ -60,12 +60,18 @@ def compare(ours: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]
 def run(profile: str) -> pd.DataFrame:
     """Run every notebook in the copy, where its results are not up to date, and compare."""
     found = sorted((runtime.FIGURES / profile).glob("*/results.json"))
+    os.chdir(runtime.ROOT)
     for results in found:
         slug = results.parent.name
         stamp = runtime.BUILD / profile / f"{slug}.done"
-        if not execute.up_to_date(stamp, results, execute.fingerprint(slug, profile), "cpu"):
+        try:
+            current = execute.up_to_date(stamp, results, execute.fingerprint(slug, profile), "cpu")
+        except execute.Failed as error:
+            raise SystemExit(f"portable: {slug}: {error}") from error
+        if not current:
+            command = f"make {slug[:2]} PROFILE={profile} DEVICE=cpu"
             raise SystemExit(
-                f"portable: {slug} has other code than its results: `make {slug[:2]} PROFILE={profile}` first"
+                f"portable: {slug} has no results of this code, from this machine's CPU: `{command}` first"
             )
     if not found:
         raise SystemExit(f"portable: there are no results to hold against: `make all PROFILE={profile}` first")

@@ -22,7 +22,7 @@ WORDS = {
     "not fooled": "the method does better than the control",
     "held": "an expectation of ours, not the paper's, holds",
     "did not hold": "it does not",
-    "undecided": "the interval holds both",
+    "undecided": "the interval holds both, or the correction for several claims of a family takes the word back",
     "not attempted": "with the reason, and the command that runs it",
 }
 
@@ -91,11 +91,17 @@ def render_summary(documents: list[Document]) -> str:
         verdicts = [_verdict(row) for row, _ in rows if row["kind"] == "paper" and row["registered"]]
         if not verdicts:
             continue
+        withdrawn = sum(row["kind"] == "paper" and not row["registered"] for row, _ in rows)
         words = [word + more for word in claims.VERDICTS["paper"] for more in ("", _EXPLORATORY)]
         counts = [f"{verdicts.count(word)} {word}" for word in words if word in verdicts]
+        counts += [f"{withdrawn} withdrawn after a run"] if withdrawn else []
         text += f"- **{slug.replace('_', ' ')}**: of {len(verdicts)} claims of the paper {', '.join(counts)}."
         for kind in ("paper", "control"):
-            decided = [pair for pair in rows if pair[0]["kind"] == kind and pair[0]["ci95"] is not None]
+            decided = [
+                pair
+                for pair in rows
+                if pair[0]["kind"] == kind and pair[0]["registered"] and pair[0]["ci95"] is not None
+            ]
             for row, profile in decided[:1]:
                 text += f" {row['statement'].rstrip('.')}: *{_verdict(row)}*, {_measured(row)}, at `{profile}`."
         text += "\n"

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ..core import files
 from . import claims, runtime
-from .verdicts import decisions, scores as tables
+from .verdicts import decisions, history, scores as tables
 from .verdicts.pooling import interval as interval  # for notebooks
 from .verdicts.schema import validate
 
@@ -51,7 +51,9 @@ class Results:
         self._figures: list[str] = []
         self._checksums: dict[str, dict[str, str]] = {"data": {}, "models": {}}
         self._target = runtime.results_folder(slug, profile)
-        self._earlier = decisions.read_earlier(slug, self._target, self._registration.claims)
+        runs = history.read_runs(slug, self._target, self._registration.claims)
+        self._before, told = runs[0][0], runs if profile != "smoke" else []  # smoke is for tests, and decides nothing
+        self._history = {id: history.sight(claim, told) for id, claim in self._registration.claims.items()}
         self.folder = files.staging_folder(self._target)
 
     def figure(self, name: str, fig: Figure, data: pd.DataFrame | None = None) -> None:
@@ -134,10 +136,8 @@ class Results:
         if not self.folder.is_dir():
             raise RuntimeError(f"finish: {self.slug} is finished already; run the notebook from its first cell")
         rows = self._decide([*self._registration.claims])
-        before = self._earlier[0][0]
-        lost = [
-            row["id"] for row in rows if row["value"] is None and before.get(row["id"], {}).get("value") is not None
-        ]
+        measured = {id for id, row in self._before.items() if row.get("value") is not None}
+        lost = [row["id"] for row in rows if row["value"] is None and row["id"] in measured]
         if lost:
             keeps = f"{self._target} keeps the values that were measured (remove it to lose them)"
             raise RuntimeError(f"claim {', '.join(lost)}: would no longer be attempted; {keeps}")
@@ -176,7 +176,7 @@ class Results:
         registered = self._registration.claims
         families = {registered[id].get("family") for id in ids} - {None}
         wanted = [claim for id, claim in registered.items() if id in ids or claim.get("family") in families]
-        more: dict[str, Any] = {"identities": self._identities, "earlier": self._earlier}
+        more: dict[str, Any] = {"identities": self._identities, "history": self._history}
         found = decisions.decide(wanted, tables.join(self._scores), slug=self.slug, profile=self.profile, **more)
         return [row for row in found if row["id"] in ids]
 

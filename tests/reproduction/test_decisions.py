@@ -10,7 +10,7 @@ import yaml
 
 from manifold_lib.core import files
 from manifold_lib.reproduction import claims, runtime
-from manifold_lib.reproduction.verdicts import decisions, pooling, scores
+from manifold_lib.reproduction.verdicts import decisions, history, pooling, scores
 
 ROOT = Path(__file__).parents[2]
 SCORES = sorted(file for profile in ("small", "paper") for file in ROOT.glob(f"figures/{profile}/*/scores.parquet"))
@@ -154,7 +154,8 @@ def runs(*steps):
     """Whether the claim is exploratory in each of several runs, of (claims, scores)."""
     earlier, found = [], []
     for entries, on in steps:
-        rows = decide(*entries, on=on, earlier=earlier)
+        told = {entry["id"]: history.sight(entry, earlier) for entry in entries}
+        rows = decide(*entries, on=on, history=told)
         earlier = [({row["id"]: row for row in rows}, on)]
         found.append(rows[0]["exploratory"])
     return found
@@ -220,15 +221,18 @@ def test_reading_the_runs_before(folders):
     for text in (None, "[]", '{"claims": [{"id": "2.1", "value": 1}], "registration": "a"}'):
         if text is not None:
             file.write_text(text)
-        ((found, on), (other, _)) = decisions.read_earlier("02_example", target, registered)
+        ((found, on), (other, _)) = history.read_runs("02_example", target, registered)
         assert found == other == {} and on.empty, "results of before there were registered claims say nothing"
-    file.write_text("{")
-    with pytest.raises(files.CorruptFile, match=r"results\.json: cannot be read.*restore it"):
-        decisions.read_earlier("02_example", target, registered)
+    for broken in (b"{", b"\xff"):
+        file.write_bytes(broken)
+        with pytest.raises(files.CorruptFile, match=r"results\.json: cannot be read.*restore it"):
+            history.read_runs("02_example", target, registered)
+        with pytest.warns(UserWarning, match=r"not known: .*small/02_example/results\.json"):
+            history.read_runs("02_example", runtime.FIGURES / "paper/02_example", registered)
     rows = decide(claim(), on=OLD)
     file.write_text(json.dumps({"claims": rows, "registration": "a"}))
     scores.write(target / "scores.parquet", OLD)
-    found, on = decisions.read_earlier("02_example", target, registered)[0]
+    found, on = history.read_runs("02_example", target, registered)[0]
     assert found == {"2.1": rows[0]} and len(on) == len(OLD)
 
 
@@ -239,9 +243,10 @@ def test_what_was_in_sight_elsewhere_was_in_sight(folders, place):
     (folder / "results.json").write_text(json.dumps({"claims": decide(claim(), on=OLD), "registration": "a"}))
     scores.write(folder / "scores.parquet", OLD)
     for entry, expected in ((edited, True), (claim(), False)):
-        earlier = decisions.read_earlier("02_example", runtime.FIGURES / "paper/02_example", {"2.1": entry})
-        assert decide(entry, on=OLD, earlier=earlier)[0]["exploratory"] == expected
-        assert not decide(entry, on=NEW, earlier=earlier)[0]["exploratory"]
+        runs = history.read_runs("02_example", runtime.FIGURES / "paper/02_example", {"2.1": entry})
+        told = {"2.1": history.sight(entry, runs)}
+        assert decide(entry, on=OLD, history=told)[0]["exploratory"] == expected
+        assert not decide(entry, on=NEW, history=told)[0]["exploratory"]
 
 
 def test_few_shared_images_decide_nothing_however_many_networks_there_are():

@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from manifold_lib.reproduction import execute, report, results as recorder
 from manifold_lib.reproduction.sweeps import pooled, sweep
 
-SLUG = "01_first"
+SLUG, PROFILE = "01_first", "small"
 CLAIMS = """
 claims:
 - {id: "1.1", question: "Is A more than B?", statement: A is more than B., kind: expectation, estimand: pooled,
@@ -26,7 +26,7 @@ def record(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
     """A unit's run."""
     monkeypatch.setenv("MANIFOLD_UNIT", unit)
     name, seed = unit.split("-")
-    found = recorder.Results(SLUG, "smoke", seed=0, params={}, device="cpu")
+    found = recorder.Results(SLUG, PROFILE, seed=0, params={}, device="cpu")
     noise = np.random.default_rng([ord(name), int(seed)]).normal(0, 0.1, (2, 30))
     place = {"set": name, "network": f"net.{seed}", "images": int(seed)}
     found.scores("DiffID", {"A": 1 + noise[0], "B": noise[1]}, **place)
@@ -45,37 +45,40 @@ def test_units_are_pooled_and_what_is_missing_is_said(folders: Path, monkeypatch
     units = [f"{name}-{seed}" for name in "ab" for seed in range(3)]
     for unit in units:
         record(monkeypatch, unit)
-    page = folders / "figures" / "sweep" / "smoke"
+    page = folders / "figures" / "sweep" / PROFILE
     for unit in units[:-1]:
-        stamp = folders / ".build" / "sweep" / "smoke" / unit / f"{SLUG}.done"
+        stamp = folders / ".build" / "sweep" / PROFILE / unit / f"{SLUG}.done"
         stamp.parent.mkdir(parents=True)
-        stamp.write_text(json.dumps({"content": execute.fingerprint(SLUG, "smoke"), "device": "auto", "files": []}))
+        stamp.write_text(json.dumps({"content": execute.fingerprint(SLUG, PROFILE), "device": "auto", "files": []}))
     (page / "units.json").write_text(json.dumps([f"{SLUG}/a-3", f"{SLUG}/bad-0"]))
-    log = folders / ".build" / "sweep" / "smoke" / "bad-0" / f"{SLUG}.failed.ipynb"
+    log = folders / ".build" / "sweep" / PROFILE / "bad-0" / f"{SLUG}.failed.ipynb"
     log.parent.mkdir()
     log.touch()
 
-    results = [pooled.read(sweep.Unit(SLUG, *unit.split("-")), "smoke") for unit in units]
-    rows, remarks = pooled.pool(SLUG, "smoke", results)
+    results = [pooled.read(sweep.Unit(SLUG, *unit.split("-")), PROFILE) for unit in units]
+    rows, remarks = pooled.pool(SLUG, PROFILE, results)
     assert rows[0]["n"] == {"images": 180, "networks": 6, "sets": 2} and not remarks
     assert rows[0]["verdict"] == "held" and not rows[0]["exploratory"] and abs(rows[0]["value"] - 1) < 0.05
     assert rows[1]["value"] == 0.02 and rows[1]["verdict"] == "exact" and rows[1]["n"]["images"] == 6
 
     document, scores = results[0]
     other = document, scores.assign(value=scores["value"].where(scores["set"] != "c", 2))
-    assert pooled.pool(SLUG, "smoke", [*results, other])[1] == [
+    assert pooled.pool(SLUG, PROFILE, [*results, other])[1] == [
         "4 scores have another value in another unit; the first counts."
     ]
 
-    text = pooled.render("smoke")
-    assert "6 of 8 units are here" in text and report.number(rows[0]["value"]) in text and "`smoke`" in text
+    text = pooled.render(PROFILE)
+    assert "6 of 8 units are here" in text and report.number(rows[0]["value"]) in text and "`small`" in text
     assert "| a | 3 | missing |  |" in text
-    assert f"| bad | 0 | failed | log: `.build/sweep/smoke/bad-0/{SLUG}.log` |" in text
+    assert f"| bad | 0 | failed | log: `.build/sweep/small/bad-0/{SLUG}.log` |" in text
     assert "| b | 2 | out of date | pooled as it is;" in text
-    assert 'make sweep NOTEBOOKS=01 SETS="a b bad" SEEDS=0,2,3 PROFILE=smoke' in text
+    assert 'make sweep NOTEBOOKS=01 SETS="a b bad" SEEDS=0,2,3 PROFILE=small' in text
     file.write_text(CLAIMS.replace("MARGIN", "0.3"))
-    assert pooled.pool(SLUG, "smoke", results)[0][0]["exploratory"], "its words are younger than its numbers"
+    assert pooled.pool(SLUG, PROFILE, results)[0][0]["exploratory"], "its words are younger than its numbers"
     (page / SLUG / "a-1" / "scores.parquet").unlink()
-    assert "| a | 1 | out of date | not pooled: scores.parquet is missing |" in pooled.render("smoke")
+    assert "| a | 1 | out of date | not pooled: scores.parquet is missing |" in pooled.render(PROFILE)
     (page / SLUG / "a-0" / "results.json").write_text("{")
-    assert "| a | 0 | out of date | not pooled:" in pooled.render("smoke")
+    with pytest.warns(UserWarning, match="not known"):
+        assert "| a | 0 | out of date | not pooled:" in pooled.render(PROFILE)
+    with pytest.warns(UserWarning, match="not known"):
+        record(monkeypatch, "a-0")  # a broken unit is replaced by its next run

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from manifold_lib.reproduction import claims, report, runtime
-from manifold_lib.reproduction.verdicts import decisions, scores
+from manifold_lib.reproduction.verdicts import decisions, history, scores
 
 README = f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nThe rest.\n"
 
@@ -172,9 +172,10 @@ def test_after_a_run_again_an_edited_claim_still_explores(readme, document, regi
     place = {"set": "mnist32", "network": "lenet-mnist32"}
     for images, expected in ((0, True), (1, False)):
         parts = [scores.rows_of("DiffID", name, row, **place, images=images) for name, row in scored(0.5).items()]
-        earlier = [({row["id"]: row for row in first["claims"]}, scores.join([]))]
-        joined = scores.join(parts)
-        rows = decisions.decide([edited], joined, slug="02_example", profile="small", earlier=earlier)
+        told = history.sight(edited, [({row["id"]: row for row in first["claims"]}, scores.join([]))])
+        entries, joined = claims.register(runtime.claims_file("02_example")).claims.values(), scores.join(parts)
+        about = {"slug": "02_example", "profile": "small", "history": {"2.1": told}, "identities": {"2.T1": (1e-5, 64)}}
+        rows = decisions.decide([*entries], joined, **about)
         scores.write(write(first | {"claims": rows}) / "scores.parquet", joined)
         report.main()
         assert ("exploratory" in bullets()["2.1"]) == expected
@@ -188,6 +189,9 @@ def test_after_a_run_again_an_edited_claim_still_explores(readme, document, regi
         ({"paper": 0.5}, "claims.2.1.paper"),
         ({"value": 0.4, "ci95": [0.3, 0.5]}, "claims.2.1.value"),
         ({"ci95": [0.1, 0.9]}, "claims.2.1.ci95"),
+        ({"question": "Is it not?"}, "claims.2.1.question"),
+        ({"n": {"images": 999, "networks": 9, "sets": 1}}, "claims.2.1.n"),
+        ({"family": "f", "p_holm": 1e-9}, "claims.2.1.family"),
     ],
 )
 def test_a_row_edited_by_hand_in_the_results_is_refused(readme, document, row, said):
@@ -205,7 +209,18 @@ def test_scores_that_are_gone_or_edited_are_named(readme, document):
     (folder / "scores.parquet").write_bytes(b"PAR1")
     fails("scores.parquet: cannot be read")
     (folder / "scores.parquet").unlink()
-    fails("scores.parquet is missing; run `make 02 PROFILE=small` again")
+    fails("scores.parquet is missing: restore it, or, where code has changed, run `make 02 PROFILE=small` again")
+
+
+def test_a_row_that_is_gone_is_missed_and_one_that_is_withdrawn_is_said(readme, document, registered):
+    content = document()
+    write(content | {"claims": content["claims"][1:]})
+    fails("claims: 2.1 missing, which the run had")
+    write(content)
+    registered({"1": None})
+    report.main()
+    assert "of 1 claims of the paper 1 not attempted, 1 withdrawn after a run." in readme.read_text()
+    assert "*direction only" not in readme.read_text()
 
 
 def test_what_only_explores_does_not_hide_what_is_decided(readme, document, registered):

@@ -28,7 +28,7 @@ def registration(registered):
 
 def start(slug="02_example", **more):
     paper = {"title": "A paper", "arxiv": "2206.07387"}
-    return Results(slug, "smoke", **{"seed": 1, "params": {"n": 3, "lr": 0.1}, "device": "cpu", "paper": paper, **more})
+    return Results(slug, "small", **{"seed": 1, "params": {"n": 3, "lr": 0.1}, "device": "cpu", "paper": paper, **more})
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def run(scored):
         results.data("mnist32", "a" * 64)
         results.model("mnist32-vae", "b" * 64)
         results.finish()
-        return runtime.FIGURES / "smoke" / "02_example"
+        return runtime.FIGURES / "small" / "02_example"
 
     return whole
 
@@ -58,7 +58,7 @@ def rows_of(folder):
 
 def test_a_run_leaves_one_whole_folder(folders, run, capsys):
     folder = run()
-    assert capsys.readouterr().out == "figures/smoke/02_example: 4 claims, 1 figures, 1 tables\n"
+    assert capsys.readouterr().out == "figures/small/02_example: 4 claims, 1 figures, 1 tables\n"
     assert sorted(path.name for path in folder.iterdir()) == [
         *("fig1_line.csv", "fig1_line.pdf", "fig1_line.png", "numbers.csv", "results.json", "scores.parquet")
     ]
@@ -89,7 +89,7 @@ def test_there_are_no_results_without_a_registration(folders, registered):
     assert not runtime.FIGURES.exists()
 
 
-@pytest.mark.parametrize("linked", ["figures", "figures/smoke", "figures/smoke/02_example"])
+@pytest.mark.parametrize("linked", ["figures", "figures/small", "figures/small/02_example"])
 def test_figures_on_another_file_system(folders, run, linked):
     if not Path("/dev/shm").is_dir() or os.stat("/dev/shm").st_dev == os.stat(folders).st_dev:
         pytest.skip("there is no second file system")
@@ -100,7 +100,7 @@ def test_figures_on_another_file_system(folders, run, linked):
             run(value)
         assert (folders / linked).is_symlink()
         assert not [path for path in Path(elsewhere).rglob("*") if path.name.startswith(".")]
-        document = json.loads((runtime.FIGURES / "smoke/02_example/results.json").read_text(encoding="utf-8"))
+        document = json.loads((runtime.FIGURES / "small/02_example/results.json").read_text(encoding="utf-8"))
         assert document["claims"][0]["value"] == pytest.approx(2.0, abs=0.01)
 
 
@@ -131,7 +131,7 @@ def test_scores_that_are_recorded_twice_are_refused(folders, scored):
     for act in (results.judge, results.finish):
         with pytest.raises(ValueError, match=r"scores: 120 are recorded twice, the first is mnist32, lenet-mnist32, 0"):
             act()
-    assert not list(runtime.FIGURES.glob("smoke/[!.]*"))
+    assert not list(runtime.FIGURES.glob("small/[!.]*"))
 
 
 # what decides must not have been in sight: the whole way, over the files of one run and the next
@@ -198,7 +198,7 @@ def test_nothing_is_seen_before_the_end(folders, run):
     results = start()
     results.figure("other", plt.figure())
     assert (folder / "results.json").read_bytes() == before and not (folder / "other.png").exists()
-    assert sorted(folders.joinpath("figures/smoke").iterdir()) == [results.folder.parent, folder]
+    assert sorted(folders.joinpath("figures/small").iterdir()) == [results.folder.parent, folder]
     assert results.folder.parent.name == ".staging"
 
 
@@ -223,7 +223,7 @@ def test_results_that_break_the_schema_are_not_put_in_place(folders):
     results.model("mnist32-vae", "no checksum")
     with pytest.raises(ValueError, match=r"provenance\.models\.mnist32-vae"):
         results.finish()
-    assert not list(runtime.FIGURES.glob("smoke/[!.]*"))
+    assert not list(runtime.FIGURES.glob("small/[!.]*"))
 
 
 def test_finish_twice(folders):
@@ -261,7 +261,7 @@ def test_tables_are_plain_json(folders):
     frame["l"] = [np.arange(2), [np.float64(np.inf)]]
     assert results.table("t", frame) is frame
     results.finish()
-    document = json.loads((runtime.FIGURES / "smoke/02_example/results.json").read_text())
+    document = json.loads((runtime.FIGURES / "small/02_example/results.json").read_text())
     assert document["tables"]["t"] == [
         {"f": 0.5, "i": 1, "b": True, "t": "x", "l": [0, 1]},
         {"f": None, "i": 2, "b": False, "t": None, "l": [None]},
@@ -276,7 +276,7 @@ def test_a_table_holds_no_folder_of_this_machine(given_folder):
     text = (kept.folder / "missing.csv").read_text(encoding="utf-8")
     assert text == "set,why\npets,looked for images in $MANIFOLD_DATA.\n"
     kept.finish()
-    content = (runtime.FIGURES / "smoke/02_example/results.json").read_text(encoding="utf-8")
+    content = (runtime.FIGURES / "small/02_example/results.json").read_text(encoding="utf-8")
     assert "$MANIFOLD_DATA" in content and str(given_folder) not in content
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ...core import files
 from .. import claims, execute, report, runtime
-from ..verdicts import decisions, schema, scores as tables
+from ..verdicts import decisions, history, schema, scores as tables
 from . import sweep
 
 Result = tuple[dict[str, Any], pd.DataFrame]
@@ -63,21 +63,16 @@ def pool(slug: str, profile: str, results: list[Result]) -> tuple[list[dict[str,
     scores = found.drop_duplicates([*tables.COLUMNS[:-1]], ignore_index=True)
     twice = len(found.drop_duplicates(ignore_index=True)) - len(scores)
     remarks = [f"{twice} scores have another value in another unit; the first counts."] if twice else []
-    identities, earlier = {}, {}
+    runs = [({row["id"]: row for row in document["claims"]}, part) for document, part in results]
+    identities = {}
     for id, claim in registered.items():
-        rows = [{row["id"]: row for row in document["claims"]}.get(id) for document, _ in results]
-        errors = [(row["value"], row["n"]["images"]) for row in rows if row and row["value"] is not None]
+        errors = [(rows[id]["value"], rows[id]["n"]["images"]) for rows, _ in runs if id in rows]
+        errors = [(value, n) for value, n in errors if value is not None]
         if claim["kind"] == "identity" and errors:
             identities[id] = max((value for value, _ in errors), key=abs), sum(n for _, n in errors)
-        seen, words = set[str](), claims.fingerprint(claim)
-        for row, (_, part) in zip(rows, results, strict=True):
-            seen |= {*row["seen"]} if row else set()
-            # a claim that was worded after a unit has run was in sight in it
-            if row is None or row["exploratory"] or row["claim"] != words:
-                seen.update(tables.units_of(part))
-        earlier[id] = {"claim": words, "units": [], "exploratory": False, "seen": sorted(seen)}
-    runs = [(earlier, tables.join([])), *decisions.read_earlier(slug, runtime.FIGURES / profile / slug, registered)]
-    more: dict[str, Any] = {"identities": identities, "earlier": runs}
+    runs = [*history.read_runs(slug, runtime.FIGURES / profile / slug, registered), *runs]
+    told = {id: history.sight(claim, runs) for id, claim in registered.items()}
+    more: dict[str, Any] = {"identities": identities, "history": told}
     return decisions.decide([*registered.values()], scores, slug=slug, profile=profile, **more), remarks
 
 
@@ -135,7 +130,7 @@ def _claims(slug: str, profile: str, results: list[Result]) -> str:
     """The table of the claims, as the report has it."""
     try:
         rows, remarks = pool(slug, profile, results)
-    except ValueError as error:
+    except (ValueError, files.CorruptFile) as error:
         return f"No claims: {error}\n"
     return "\n\n".join([report.table({profile: rows}), *remarks]).rstrip() + "\n"
 

@@ -13,6 +13,7 @@ from .schema import validate
 
 Document = dict[str, Any]
 COMMITTED = runtime.PROFILES[1:]  # smoke is not kept
+_TOLD = {"exploratory", "seen", "before", "note", "why", "unit"}
 
 
 def command(profile: str, slug: str) -> str:
@@ -24,7 +25,8 @@ def read(figures: Path) -> list[Document]:
     """Every ``results.json`` of the committed profiles, validated, with all of its figures present.
 
     A claim whose text, margin or estimand is not the registered one any more, or which was exploratory from the start,
-    is marked exploratory.
+    is marked exploratory. All others are decided again from the scores. Raises ``ValueError`` that names the file, the
+    claim and the key where the results hold another number.
     """
     documents = []
     for profile in COMMITTED:
@@ -47,10 +49,12 @@ def read(figures: Path) -> list[Document]:
 
 def _hold_against_registration(document: Document, file: Path) -> None:
     """Mark what was edited after its run as exploratory, add what was registered after it, and pool the rest again."""
-    registered = claims.register(runtime.claims_file(document["slug"])).claims
+    registration, registered = claims.register(runtime.claims_file(document["slug"]))
     rows = {row["id"]: row for row in document["claims"]}
     same = [claim for id, claim in registered.items() if id in rows and rows[id]["claim"] == claims.fingerprint(claim)]
-    _pool_again(document, rows, same, file)
+    if document["registration"] == registration and (lacking := {*registered} - {*rows}):
+        raise ValueError(f"claims: {', '.join(sorted(lacking))} missing, which the run had")
+    _pool_again(document, rows, registered, file)
     for id, row in rows.items():
         why = "is registered no more" if id not in registered else "was edited after its run"
         if all(claim["id"] != id for claim in same):
@@ -63,19 +67,24 @@ def _hold_against_registration(document: Document, file: Path) -> None:
     document["claims"] += [row | {"note": "registered after this run", "registered": True} for row in missed]
 
 
-def _pool_again(document: Document, rows: dict[str, Document], same: list[dict[str, Any]], file: Path) -> None:
-    """Refuse rows that the claims, as registered, and the scores of the run do not give."""
+def _pool_again(document: Document, rows: dict[str, Document], registered: dict[str, Any], file: Path) -> None:
+    """Refuse rows with the registered words that the scores of the run do not give.
+
+    What was in sight before a run (``exploratory``, ``seen``, ``before``) no score tells, and remarks may be edited.
+    """
+    slug, profile = document["slug"], document["profile"]
+    again = f"restore it, or, where code has changed, run `{command(profile, slug)}` again"
     if not file.exists() and any(row["kind"] != "identity" and row["value"] is not None for row in rows.values()):
-        raise ValueError(f"{file.name} is missing; run `{command(document['profile'], document['slug'])}` again")
+        raise ValueError(f"{file.name} is missing: {again}")
     tried = {id: (row["value"], row["n"]["images"]) for id, row in rows.items() if row["kind"] == "identity"}
-    place = {"slug": document["slug"], "profile": document["profile"]}
     identities = {id: found for id, found in tried.items() if found[0] is not None}
-    for found in decide(same, tables.read(file) if file.exists() else tables.join([]), identities=identities, **place):
-        row = rows[found["id"]]
-        for key in ("kind", "statement", "estimand", "source", "paper", "setting", "margin", "level", "value", "ci95"):
-            if not _alike(row[key], found[key]):
-                what = "is no longer what its scores and its registration give"
-                raise ValueError(f"claims.{row['id']}.{key}: {row[key]} {what}: {found[key]}")
+    scores = tables.read(file) if file.exists() else tables.join([])
+    for found in decide([*registered.values()], scores, slug=slug, profile=profile, identities=identities):
+        row = rows.get(found["id"], {"claim": ""})
+        for key in found if row["claim"] == found["claim"] else ():
+            if key not in _TOLD and not _alike(row[key], found[key]):
+                what = f"its registration and {file.name} give {found[key]}"
+                raise ValueError(f"claims.{row['id']}.{key}: got {row[key]}, but {what}: {again}")
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -29,11 +29,12 @@ class Pooled(NamedTuple):
 def pool(rows: pd.DataFrame, *, level: str, margin: float) -> Pooled:
     """Pool finite differences (set, network, images, image, value), as :func:`scores.differences` gives them.
 
-    At level ``"networks"`` the units are set × network. Where each network has images of its own, or one value, their
-    means are pooled by random effects (DerSimonian and Laird's τ², the interval of Hartung and Knapp); where networks
-    share images, by a bootstrap that draws units, and images once for all that share them. At level ``"images"`` the
-    networks are those at hand, and only images are drawn. ``p`` is of the one-sided test against 0, ``p_equivalence``
-    of two one-sided tests against ±margin.
+    At level ``"networks"`` the units are set × network. Where each network has images of its own, or one value,
+    their means are pooled by random effects (DerSimonian and Laird's τ², the interval of Hartung and Knapp); where
+    networks share images, by a bootstrap that draws units, and images once for all that share them; where there are
+    fewer images than units, its interval is as wide as for so few units. Means that agree by chance to a hundredth
+    of their own errors have these errors. At level ``"images"`` the networks are those at hand, and only images are
+    drawn. ``p`` is of the one-sided test against 0, ``p_equivalence`` of two one-sided tests against ±margin.
     """
     units = [part["value"].to_numpy() for _, part in rows.groupby(["set", "network"], sort=False, observed=True)]
     shared = rows.duplicated(["set", "images", "image"])
