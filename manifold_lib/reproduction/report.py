@@ -64,11 +64,11 @@ def _verdict(row: Document) -> str:
 
 def sentence(row: Document) -> str:
     """A claim and what came of it, in words."""
-    verdict = _verdict(row)
+    verdict, statement = _verdict(row), row["statement"].rstrip(".")
     if row["value"] is None:
-        return f"**{row['question']}** *{verdict}*: {row['statement']}"
+        return f"**{row['question']}** *{verdict}*: {statement}"
     more = [_measured(row), size(row["n"]), "" if row["paper"] is None else f"the paper has {number(row['paper'])}"]
-    return f"**{row['question']}** *{verdict}*: {row['statement']} ({'; '.join(filter(None, more))})"
+    return f"**{row['question']}** *{verdict}*: {statement} ({'; '.join(filter(None, more))})"
 
 
 def line(*cells: object) -> str:
@@ -122,10 +122,9 @@ def render_gallery(documents: list[Document]) -> str:
     )
     found = _by_slug(documents)
     for slug, held in found.items():
-        text += f"\n## {slug.replace('_', ' ')}\n\n{_title(held)}"
-        for row, profile in _nearest(held):
-            if row["kind"] != "identity":
-                text += f"- {row['id']} {sentence(row)}, at `{profile}`.\n"
+        rows_of = [(row, profile) for row, profile in _nearest(held) if row["kind"] != "identity"]
+        text += f"\n## {slug.replace('_', ' ')}\n\n{_title(held)}" if rows_of else ""
+        text += "".join(f"- {row['id']} {sentence(row)}, at `{profile}`.\n" for row, profile in rows_of)
     text += "\n# Claims\n"
     for slug, held in found.items():
         rows = {profile: document["claims"] for profile, document in held.items()}

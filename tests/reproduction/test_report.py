@@ -87,12 +87,12 @@ def test_the_gallery_opens_with_what_was_found(readme, document):
     found = bullets()
     assert list(found) == ["1.1", "1.2", "1.C1", "2.1", "2.2", "2.C1"], "a sentence a claim, and identities apart"
     # the profile nearer to the paper goes first
-    assert found["2.1"].startswith("- 2.1 **Is it a | b?** *not reproduced*: It is. (-0.497 [")
+    assert found["2.1"].startswith("- 2.1 **Is it a | b?** *not reproduced*: It is (-0.497 [")
     assert found["2.1"].endswith("; 40 images of 1 network; the paper has 0.085), at `paper`.")
     assert (
-        found["1.1"].startswith("- 1.1 **Is it a | b?** *direction only*: It is. (0.") and "at `small`" in found["1.1"]
+        found["1.1"].startswith("- 1.1 **Is it a | b?** *direction only*: It is (0.") and "at `small`" in found["1.1"]
     )
-    assert found["1.2"] == "- 1.2 **Is it a | b?** *not attempted*: It is., at `small`."
+    assert found["1.2"] == "- 1.2 **Is it a | b?** *not attempted*: It is, at `small`."
     assert "A paper (arXiv 2206.07387)." in text
     for line in text.splitlines():
         if line.startswith("!["):
