@@ -84,7 +84,8 @@ def geodesic_ig(
     metric : {"conformal", "rank1", "euclidean"}
         Cost of an edge, in this order: ``∫ √(‖∇f‖² + ε) ‖dγ‖`` with ε = (0.01 · median ‖∇f‖ at the nodes)², the paper's
         edge weight ‖x_i − x_j‖ ∫ ‖∇f‖ dt but for ε; ``∫ |∇f · dγ|``, the metric ∇f ∇fᵀ of its text, by which all ways
-        without a turn of f are equally short; or ``∫ ‖dγ‖``, "Enhanced IG (k-NN)".
+        without a turn of f are equally short, so that the straightest of them is taken; or ``∫ ‖dγ‖``,
+        "Enhanced IG (k-NN)".
     n_nodes : int
         Gauss–Legendre nodes of each edge; four times as many and more where a path would miss its change of score.
     space : object, optional

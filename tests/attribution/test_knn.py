@@ -353,6 +353,21 @@ def test_no_path_leads_through_another_input_or_baseline(metric, k):
         assert all((point == nodes).all(1).any() for point in inner)
 
 
+def test_of_ways_without_a_turn_of_the_score_rank1_takes_the_straightest():
+    nodes, inputs = cloud(40), cloud(20, seed=1)
+
+    def rising(x):
+        return x @ x.new_tensor([1.0, 0.5])
+
+    found = ml.geodesic_paths(rising, inputs, baselines=-3.0, nodes=nodes, n_neighbors=60, metric="rank1")
+    start = torch.full((2,), -3.0, dtype=torch.float64)
+    ways = (nodes - start).norm(dim=1) + (inputs[:, None] - nodes).norm(dim=2)
+    ways = ways.where(rising(nodes) < rising(inputs)[:, None], torch.inf)
+    assert (found.n_hops == 2).all(), "an input has no edge to a baseline; a second node would be a detour"
+    torch.testing.assert_close(found.points[:, 1], nodes[ways.argmin(1)])
+    torch.testing.assert_close(found.length, rising(inputs) - rising(start[None]), rtol=1e-8, atol=0)
+
+
 def test_an_input_with_an_infinite_score_changes_no_other():
     def model(x):
         first = torch.tanh(8 * (x[:, 0] - 0.3)) * x[:, 1]

@@ -75,13 +75,16 @@ def ran(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def worker_of(folder: Path, unit: str) -> psutil.Process:
-    """The Dask worker that runs a unit."""
+def kill_worker_of(folder: Path, unit: str) -> None:
+    """Kill the Dask worker that runs a unit, and wait until the unit's processes have seen it."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             here = process.environ().get("MANIFOLD_UNIT") == unit and process.cwd().startswith(str(folder.resolve()))
             if here and "run" in process.cmdline():
-                return process.parent()
+                family = [process, *process.children(recursive=True)]
+                process.parent().kill()
+                assert not psutil.wait_procs(family, 60)[1]
+                return
     raise LookupError(unit)
 
 
@@ -91,7 +94,7 @@ def test_a_sweep_outlives_a_worker_and_a_failing_unit_and_is_not_run_twice(copy:
     while not ran(copy) and time.time() < deadline:
         time.sleep(0.1)
     killed = ran(copy)[0].split()[0]
-    worker_of(copy, killed).kill()
+    kill_worker_of(copy, killed)
     (copy / "go").touch()
     said = first.communicate()[0]
     lines, names = ran(copy), {"a-3", "b-3", "bad-3"}
