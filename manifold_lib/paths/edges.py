@@ -116,11 +116,9 @@ def _shorter(graph: Graph, edges: Edges) -> Tensor:
     known = known[known.isfinite()]
     if not len(known):
         return torch.zeros_like(edges.costs)
-    reach, rise = (nodes.amax(0) - nodes.amin(0)).norm(), known.max() - known.min()
+    slope = (known.max() - known.min()) / (nodes.amax(0) - nodes.amin(0)).norm().clamp_min(1e-300)
     lengths = graph.vertices[edges.ends].flatten(2).double().diff(dim=1)[:, 0].norm(dim=1)
-    return (
-        0.01 * torch.finfo(graph.dtype).eps ** 0.5 * rise / reach.clamp_min(torch.finfo(torch.float64).tiny) * lengths
-    )
+    return 0.01 * torch.finfo(graph.dtype).eps ** 0.5 * slope * lengths
 
 
 def sum_along(

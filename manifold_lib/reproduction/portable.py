@@ -103,11 +103,7 @@ def main() -> None:
     for title, part in (("verdicts that change", changed), (f"values that move by more than {SHARE:.0%}", moved)):
         print(f"{title}: {len(part)} of {len(table)}")
         for row in part.to_dict("records"):
-            word = (
-                row["verdict"]
-                if row["verdict"] == row["other verdict"]
-                else f"{row['verdict']} → {row['other verdict']}"
-            )
+            word = " → ".join(dict.fromkeys([row["verdict"], row["other verdict"]]))
             where = "" if row["in the interval"] else ", out of its interval"
             print(f"  {row['claim']}: {row['value']} → {row['other']} (margin {row['margin']}){where}, {word}")
     print(f"{file.relative_to(runtime.ROOT)} written")

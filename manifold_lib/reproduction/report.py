@@ -35,6 +35,11 @@ def _by_slug(documents: list[Document]) -> dict[str, dict[str, Document]]:
     return found
 
 
+def _weight(row: Document) -> int:
+    """2 for what is decided, 1 for what only explores, 0 for what was not attempted."""
+    return 0 if row["verdict"] == "not attempted" else 1 if row["exploratory"] else 2
+
+
 def _nearest(held: dict[str, Document]) -> list[tuple[Document, str]]:
     """Each claim once, with its profile: that nearer to the paper's setting where it came to a verdict there.
 
@@ -43,10 +48,8 @@ def _nearest(held: dict[str, Document]) -> list[tuple[Document, str]]:
     rows: dict[str, tuple[Document, str]] = {}
     for profile in COMMITTED:
         for row in held[profile]["claims"] if profile in held else []:
-            attempted, old = row["verdict"] != "not attempted", rows.get(row["id"], (None,))[0]
-            if old is None or (
-                attempted and (old["verdict"] == "not attempted" or row["exploratory"] <= old["exploratory"])
-            ):
+            old, _ = rows.get(row["id"], (None, ""))
+            if old is None or 0 < _weight(row) >= _weight(old):
                 rows[row["id"]] = (row, profile)
     return list(rows.values())
 
@@ -97,11 +100,8 @@ def render_summary(documents: list[Document]) -> str:
         counts += [f"{withdrawn} withdrawn after a run"] if withdrawn else []
         text += f"- **{slug.replace('_', ' ')}**: of {len(verdicts)} claims of the paper {', '.join(counts)}."
         for kind in ("paper", "control"):
-            decided = [
-                pair
-                for pair in rows
-                if pair[0]["kind"] == kind and pair[0]["registered"] and pair[0]["ci95"] is not None
-            ]
+            told = [pair for pair in rows if pair[0]["kind"] == kind and pair[0]["registered"]]
+            decided = [pair for pair in told if pair[0]["ci95"] is not None]
             for row, profile in decided[:1]:
                 text += f" {row['statement'].rstrip('.')}: *{_verdict(row)}*, {_measured(row)}, at `{profile}`."
         text += "\n"

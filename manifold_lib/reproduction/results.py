@@ -119,11 +119,8 @@ class Results:
             if row["value"] is None or row["kind"] == "identity":
                 continue
             rows = tables.differences(scores, self._registered(row["id"])["scores"])
-            units = (
-                rows[np.isfinite(rows["value"].astype(float))]
-                .groupby(["set", "network"], sort=False, observed=True)["value"]
-                .mean()
-            )
+            finite = rows[np.isfinite(rows["value"].astype(float))]
+            units = finite.groupby(["set", "network"], sort=False, observed=True)["value"].mean()
             found.append((row, units.rename("mean").reset_index()))
         return found
 

@@ -137,6 +137,16 @@ def test_nbval_takes_close_numbers_for_the_same(found: str, stored: str, same: b
     assert (settle(*outputs) == outputs[1]) is same
 
 
+@pytest.mark.parametrize(
+    "found, stored, same",
+    [("-0.333", "-0.111", True), ("0.5 held", "0.9 held", False), ("0.3 held", "0.3 fooled", False)],
+)
+def test_a_wide_tolerance_holds_words_and_large_differences(found: str, stored: str, same: bool) -> None:
+    module = runpy.run_path(str(NOTEBOOKS / "conftest.py"))
+    assert (module["settle"]([found], [stored], module["WIDELY"]) == [stored]) is same
+    assert module["settle"]([found], [stored]) != [stored]
+
+
 def test_outputs(notebook: nbformat.NotebookNode) -> None:
     allowed = ("text/plain", "text/html", "text/markdown", "text/latex", "image/png")
     for cell in _code(notebook):

@@ -76,7 +76,9 @@ def test_units_are_pooled_and_what_is_missing_is_said(folders: Path, monkeypatch
     file.write_text(CLAIMS.replace("MARGIN", "0.3"))
     assert pooled.pool(SLUG, PROFILE, results)[0][0]["exploratory"], "its words are younger than its numbers"
     (page / SLUG / "a-1" / "scores.parquet").unlink()
-    assert "| a | 1 | out of date | not pooled: scores.parquet is missing |" in pooled.render(PROFILE)
+    assert "| a | 1 | out of date | not pooled: scores.parquet is missing: run the unit again |" in pooled.render(
+        PROFILE
+    )
     (page / SLUG / "a-0" / "results.json").write_text("{")
     with pytest.warns(UserWarning, match="not known"):
         assert "| a | 0 | out of date | not pooled:" in pooled.render(PROFILE)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ...core import files
 from .. import claims, execute, report, runtime
-from ..verdicts import decisions, history, schema, scores as tables
+from ..verdicts import committed, decisions, history, schema, scores as tables
 from . import sweep
 
 Result = tuple[dict[str, Any], pd.DataFrame]
@@ -28,9 +28,8 @@ REMARKS = {
 def known(profile: str) -> list[sweep.Unit]:
     """The units that sweeps have asked for, and others that are there."""
     folder = sweep.SWEEPS / profile
-    names = sweep.asked(folder) | {
-        path.parent.relative_to(folder).as_posix() for path in folder.glob("*/*/results.json")
-    }
+    there = {path.parent.relative_to(folder).as_posix() for path in folder.glob("*/*/results.json")}
+    names = sweep.asked(folder) | there
     found = (re.fullmatch(r"(\d\d_\w+)/([\w-]+)-(\d+)", name) for name in names)
     return sorted(sweep.Unit(unit[1], unit[2], int(unit[3])) for unit in found if unit)
 
@@ -42,13 +41,8 @@ def read(unit: sweep.Unit, profile: str) -> Result | None:
         return None
     document = json.loads(file.read_text(encoding="utf-8"))
     schema.validate(document)
-    scores = file.with_name("scores.parquet")
-    if not scores.exists() and any(
-        row["kind"] != "identity" and row["value"] is not None for row in document["claims"]
-    ):
-        raise ValueError(f"{scores.name} is missing")
     try:
-        return document, tables.read(scores) if scores.exists() else tables.join([])
+        return document, committed.scores_of(document, file.with_name("scores.parquet"), "run the unit again")
     except files.CorruptFile as error:
         raise ValueError(str(error)) from error
 

@@ -101,9 +101,8 @@ def state(unit: Unit, profile: str, content: str, device: str) -> str:
 def asked(folder: Path) -> set[str]:
     """The units that sweeps of a profile have started, SLUG/SET-SEED."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return {
-            name for name in json.loads((folder / "units.json").read_text(encoding="utf-8")) if isinstance(name, str)
-        }
+        names = json.loads((folder / "units.json").read_text(encoding="utf-8"))
+        return {name for name in names if isinstance(name, str)}
     return set()
 
 

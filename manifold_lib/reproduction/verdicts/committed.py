@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ...core import files
 from .. import claims, runtime
 from . import scores as tables
@@ -51,17 +53,16 @@ def _hold_against_registration(document: Document, file: Path) -> None:
     """Mark what was edited after its run as exploratory, add what was registered after it, and pool the rest again."""
     registration, registered = claims.register(runtime.claims_file(document["slug"]))
     rows = {row["id"]: row for row in document["claims"]}
-    same = [claim for id, claim in registered.items() if id in rows and rows[id]["claim"] == claims.fingerprint(claim)]
     if document["registration"] == registration and (lacking := {*registered} - {*rows}):
         raise ValueError(f"claims: {', '.join(sorted(lacking))} missing, which the run had")
     _pool_again(document, rows, registered, file)
     for id, row in rows.items():
-        why = "is registered no more" if id not in registered else "was edited after its run"
-        if all(claim["id"] != id for claim in same):
+        row["registered"] = id in registered
+        if not row["registered"] or claims.fingerprint(registered[id]) != row["claim"]:
+            why = "was edited after its run" if row["registered"] else "is registered no more"
             row["exploratory"], row["note"] = True, "; ".join(filter(None, [why, row["note"]]))
         elif registered[id].get("exploratory"):
             row["exploratory"] = True
-        row["registered"] = id in registered
     late = [claim for id, claim in registered.items() if id not in rows]
     missed = decide(late, tables.join([]), slug=document["slug"], profile=document["profile"])
     document["claims"] += [row | {"note": "registered after this run", "registered": True} for row in missed]
@@ -74,17 +75,24 @@ def _pool_again(document: Document, rows: dict[str, Document], registered: dict[
     """
     slug, profile = document["slug"], document["profile"]
     again = f"restore it, or, where code has changed, run `{command(profile, slug)}` again"
-    if not file.exists() and any(row["kind"] != "identity" and row["value"] is not None for row in rows.values()):
-        raise ValueError(f"{file.name} is missing: {again}")
+    scores = scores_of(document, file, again)
     tried = {id: (row["value"], row["n"]["images"]) for id, row in rows.items() if row["kind"] == "identity"}
     identities = {id: found for id, found in tried.items() if found[0] is not None}
-    scores = tables.read(file) if file.exists() else tables.join([])
     for found in decide([*registered.values()], scores, slug=slug, profile=profile, identities=identities):
         row = rows.get(found["id"], {"claim": ""})
         for key in found if row["claim"] == found["claim"] else ():
             if key not in _TOLD and not _alike(row[key], found[key]):
                 what = f"its registration and {file.name} give {found[key]}"
                 raise ValueError(f"claims.{row['id']}.{key}: got {row[key]}, but {what}: {again}")
+
+
+def scores_of(document: Document, file: Path, again: str) -> pd.DataFrame:
+    """The scores of a run; none where nothing was scored. Raises ``ValueError`` where they are gone."""
+    if file.exists():
+        return tables.read(file)
+    if any(row["kind"] != "identity" and row["value"] is not None for row in document["claims"]):
+        raise ValueError(f"{file.name} is missing: {again}")
+    return tables.join([])
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -82,12 +82,10 @@ def _measure(row: Row, claim: Claim, finite: pd.DataFrame, left_out: int, comman
     notes = [f"not finite, left out: {left_out} of {left_out + len(finite)}"] if left_out else []
     # where images are drawn, they are drawn within each network, so each wants enough of them
     sizes = finite.groupby(["set", "network"]).size()
-    drawn = level == "images" or (finite.duplicated(["set", "images", "image"]).any() and sizes.max() > 1)
-    counts = ({"networks": pooled.n["networks"]} if level == "networks" else {}) | (
-        {"images": sizes.min()} if drawn else {}
-    )
-    for unit, count in counts.items():
-        if count < claims.FEWEST:
+    shared = finite.duplicated(["set", "images", "image"]).any() and sizes.max() > 1
+    counts = {"networks": pooled.n["networks"], "images": sizes.min()}
+    for unit in [level, *(["images"] if shared and level == "networks" else [])]:
+        if counts[unit] < claims.FEWEST:
             row |= {key: None for key in _EMPTY if key != "value"}
-            notes.append(f"{count} {unit}, and a verdict wants {claims.FEWEST}: `{command}`")
+            notes.append(f"{counts[unit]} {unit}, and a verdict wants {claims.FEWEST}: `{command}`")
     return notes
