@@ -64,8 +64,11 @@ def _add(name: str, build: Callable[[], nn.Module], data_: str, kind: str, *rest
 
 # The paper trains on 60,000 images, the same in each epoch. Its LeNets here come in fives, so they see them less often.
 _OF_REPLICAS: dict[str, dict[str, Any]] = {
-    f"lenet-{name}": {"epochs": 4, "once": True, "text": "the paper's LeNet, 60,000 generated images"}
-    for name in ("mnist32", "fashion32")
+    "lenet-mnist32-robust": {"epochs": 4},
+    **{
+        f"lenet-{name}": {"epochs": 4, "once": True, "text": "the paper's LeNet, 60,000 generated images"}
+        for name in ("mnist32", "fashion32")
+    },
 }
 
 # epochs, batch size, learning rate. Long training with large batches makes prior samples of digits clearer: the share
@@ -221,9 +224,9 @@ for _latents, _epochs in ((4, 24), (8, 24), (16, 24), (32, 24), (16, 1), (16, 4)
         f"the VAE of mnist32-vae-b with {_latents} latents, ELBO, 20,000 rendered shapes, 1 % black images",
     )
 
-# Replicas that are committed. Others are kept in the cache: those of large networks, and of networks that paper alone
-# explains.
+# Replicas that are committed. Those of large networks are kept in the cache.
 for _name, _count in (
+    *((f"{_set}-{_part}", _count) for _set in ("cifar", "xray") for _part, _count in (("ae", 1), ("cnn", 4))),
     *((f"{_set}-{_part}", 1) for _set in _VAE_SCHEDULES for _part in ("vae", "labeller")),
     *((f"small-lenet-{_model}", 4) for _model in ("mnist32", "mnist32-robust", "fashion32")),
 ):
