@@ -47,6 +47,7 @@ class Results:
         self.params = runtime.own_parameters(slug, params)
         self._identities: dict[str, tuple[float, int]] = {}
         self._scores: list[pd.DataFrame] = []
+        self._told: set[str] = set()  # claims whose verdict was shown, with what else their families hold
         self._tables: dict[str, list[dict[str, Any]]] = {}
         self._figures: list[str] = []
         self._checksums: dict[str, dict[str, str]] = {"data": {}, "models": {}}
@@ -84,10 +85,16 @@ class Results:
         """Record one score an image, method -> (n,): what the claims are decided from, and ``scores.parquet``.
 
         ``network`` is the name in the zoo, with the replica's number; ``images`` is the seed of the images, so that
-        networks which explained the same images have the same.
+        networks which explained the same images have the same. Raises ``ValueError`` for scores of a claim whose
+        verdict was shown already: with them it might be another.
         """
         place: dict[str, Any] = {"set": set, "network": network, "images": images}
-        self._scores += [tables.rows_of(metric, method, entries, **place) for method, entries in values.items()]
+        parts = [tables.rows_of(metric, method, entries, **place) for method, entries in values.items()]
+        rows = tables.join(parts)
+        for id in sorted(self._told):
+            if len(tables.chosen_by(self._registration.claims[id]["scores"], rows)):
+                raise ValueError(f"scores: claim {id} was judged before {metric} of {network} on {set} was recorded")
+        self._scores += parts
 
     def identity(self, id: str, errors: Any) -> str:
         """Record the largest error of an identity, all of them finite; return its verdict."""
@@ -173,6 +180,7 @@ class Results:
         registered = self._registration.claims
         families = {registered[id].get("family") for id in ids} - {None}
         wanted = [claim for id, claim in registered.items() if id in ids or claim.get("family") in families]
+        self._told |= {claim["id"] for claim in wanted if "scores" in claim}
         more: dict[str, Any] = {"identities": self._identities, "history": self._history}
         found = decisions.decide(wanted, tables.join(self._scores), slug=self.slug, profile=self.profile, **more)
         return [row for row in found if row["id"] in ids]

@@ -134,6 +134,18 @@ def test_scores_that_are_recorded_twice_are_refused(folders, scored):
     assert not list(runtime.FIGURES.glob("small/[!.]*"))
 
 
+@pytest.mark.parametrize("show", ["judge", "verdict", "replications"])
+def test_a_claim_has_one_verdict_in_a_run(folders, scored, show):
+    results = start()
+    results.scores("DiffID", scored(0.5), **PLACE)
+    getattr(results, show)("2.1")
+    with pytest.raises(ValueError, match=r"claim 2\.1 was judged before DiffID of lenet-mnist32\.1 on mnist32"):
+        results.scores("DiffID", scored(0.5), set="mnist32", network="lenet-mnist32.1")
+    results.scores("DiffID", {"of no claim": np.zeros(9)}, **PLACE)
+    results.scores("another metric", scored(0.5), **PLACE)
+    results.scores("DiffID", scored(0.5), set="of no claim", network="lenet-mnist32.1")
+
+
 # what decides must not have been in sight: the whole way, over the files of one run and the next
 
 

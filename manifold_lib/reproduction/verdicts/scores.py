@@ -69,24 +69,34 @@ def differences(scores: pd.DataFrame, estimand: dict[str, Any]) -> pd.DataFrame:
     ``estimand`` has ``metric``, ``sets`` and ``of``, a method or the largest, smallest or mean of several, image by
     image; from it ``minus``, another of these or a number, is taken.
     """
-    chosen = scores[(scores["metric"] == estimand["metric"]) & scores["set"].isin(estimand["sets"])]
-    if "networks" in estimand:
-        chosen = chosen[chosen["network"].astype(str).str.split(".").str[0] == estimand["networks"]]
-    given = [estimand["of"], estimand.get("minus", 0.0)]
-    methods = {method for side in given for method in _methods(side)}
-    if not len(chosen) or not methods <= {*chosen["method"]}:
+    chosen = chosen_by(estimand, scores)
+    if not len(chosen) or not _both(estimand) <= {*chosen["method"]}:
         return pd.DataFrame(columns=[*_KEY, "value"])
     # what is not finite stays a row, and what was never recorded is none
     chosen = chosen.assign(value=chosen["value"].astype(float).fillna(np.inf))
-    wide = chosen.pivot(index=_KEY, columns="method", values="value").dropna(subset=[*methods])
-    of, minus = (_side(wide, side) for side in given)
+    wide = chosen.pivot(index=_KEY, columns="method", values="value").dropna()
+    of, minus = (_side(wide, side) for side in (estimand["of"], estimand.get("minus", 0.0)))
     return (of - minus).rename("value").reset_index()
+
+
+def chosen_by(estimand: dict[str, Any], scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores that a registered estimand takes: of its metric, sets, methods and, where it names some, networks."""
+    taken = (scores["metric"] == estimand["metric"]) & scores["set"].isin(estimand["sets"])
+    taken &= scores["method"].isin(_both(estimand))
+    if "networks" in estimand:
+        taken &= scores["network"].astype(str).str.split(".").str[0] == estimand["networks"]
+    return scores[taken]
 
 
 def units_of(rows: pd.DataFrame) -> list[str]:
     """What was looked at, "set network images", each once: by these a claim knows whether its numbers are fresh."""
     places = rows[["set", "network", "images"]].drop_duplicates()
     return sorted(" ".join(map(str, place)) for place in places.itertuples(index=False))
+
+
+def _both(estimand: dict[str, Any]) -> set[str]:
+    """The methods on the two sides of an estimand."""
+    return {method for side in (estimand["of"], estimand.get("minus")) for method in _methods(side)}
 
 
 def _methods(side: Any) -> list[str]:
