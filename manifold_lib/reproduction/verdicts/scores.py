@@ -70,7 +70,7 @@ def differences(scores: pd.DataFrame, estimand: dict[str, Any]) -> pd.DataFrame:
     image; from it ``minus``, another of these or a number, is taken.
     """
     chosen = chosen_by(estimand, scores)
-    if not len(chosen) or not _both(estimand) <= {*chosen["method"]}:
+    if not _both(estimand) <= {*chosen["method"]}:
         return pd.DataFrame(columns=[*_KEY, "value"])
     # what is not finite stays a row, and what was never recorded is none
     chosen = chosen.assign(value=chosen["value"].astype(float).fillna(np.inf))
