@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import shutil
 import struct
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import torchvision.datasets as tvd
 from PIL import Image
 
 from manifold_lib.core import files
+from manifold_lib.data import photographs
 
 # --- photographs ----------------------------------------------------------------------------------
 
@@ -114,4 +117,22 @@ def write_cifar(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         known[name] = [name, md5(folder / name)]
     monkeypatch.setattr(tvd.CIFAR10, "train_list", [known[f"data_batch_{i}"] for i in range(1, 6)])
     monkeypatch.setattr(tvd.CIFAR10, "test_list", [known["test_batch"]])
+    return folder
+
+
+def write_archives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Archives of photographs: a hundred and four classes of ImageNet, and three flowers, one with one photograph."""
+    known = {}
+    with tempfile.TemporaryDirectory() as aside:
+        for number in range(104):
+            paint(Path(aside, "imagenet") / f"{number:04d}_n{number + 1000:08d}.jpg", (number, 90, 90), number)
+        for kind, count in (("001", 1), ("002", 20), ("004", 20)):
+            for number in range(count):
+                paint(Path(aside, "flowers", kind) / f"image_{kind}{number:02d}.jpg", (10 * number, 0, 0), number)
+        for part, name in (("imagenet", "imagenet_sample_224"), ("flowers", "flowers102_subset_128")):
+            archive = folder / {"imagenet": "imagenet-sample", "flowers": "flowers-102"}[part] / f"{name}.zip"
+            archive.parent.mkdir(parents=True, exist_ok=True)
+            shutil.make_archive(str(archive.with_suffix("")), "zip", Path(aside, part))
+            known[str(archive.relative_to(folder))] = files.file_hash(archive)
+    monkeypatch.setattr(photographs, "_ARCHIVES", known)
     return folder

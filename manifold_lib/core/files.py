@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ import torch
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from safetensors.torch import load as load_tensors, save as save_tensors
 
+TIMEOUT = 20.0  # seconds that a server may stay silent
+
 
 class DataNotFound(FileNotFoundError):
     """Says what was looked for, where, and the two ways to provide it."""
@@ -24,6 +27,17 @@ class DataNotFound(FileNotFoundError):
 
 class CorruptFile(RuntimeError):
     """A file whose content does not match its checksum; the message names it and the way out."""
+
+
+@contextlib.contextmanager
+def impatient() -> Iterator[None]:
+    """Give up downloads, whose libraries wait for ever, when a server has been silent for ``TIMEOUT``."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def file_hash(path: Path, algorithm: str = "sha256") -> str:

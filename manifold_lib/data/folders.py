@@ -6,14 +6,13 @@
 import contextlib
 import io
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..core import files
 from ..core.files import DataNotFound
 
-TIMEOUT = 20.0  # seconds that a server may stay silent
 DATA = Path(__file__).resolve().parents[2] / "data"
 if not (DATA / "models").is_dir():
     DATA = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "manifold_lib")
@@ -55,22 +54,11 @@ def missing(what: str, relatives: list[str], *, other_way: str = "", cause: obje
 
 
 @contextlib.contextmanager
-def impatient() -> Iterator[None]:
-    """Give up downloads, whose libraries wait for ever, when a server has been silent for ``TIMEOUT``."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-@contextlib.contextmanager
 def download(what: str, relatives: list[str]) -> Iterator[None]:
     """Run a torchvision download, whose bar a notebook does not show; a failure becomes :class:`DataNotFound`."""
     bar = io.StringIO() if "ipykernel" in sys.modules else sys.stderr
     try:
-        with impatient(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(bar):
+        with files.impatient(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(bar):
             yield
     except (OSError, RuntimeError) as error:
         raise missing(what, relatives, cause=error) from error

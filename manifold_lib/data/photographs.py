@@ -1,5 +1,6 @@
-"""The photographs of papers 4 (Pascal VOC) and 5 (Oxford Pets, Flowers 102)."""
+"""Photographs: shipped with packages, of ImageNet, and those of papers 4 (Pascal VOC) and 5 (Pets, Flowers 102)."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from xml.etree import ElementTree
 import torch
 from torch import Tensor
 
+from ..core import files
 from ..core.checks import check_choice
 from ..core.files import CorruptFile
 from . import folders
@@ -20,7 +22,7 @@ _VOC_CLASSES = (
 
 
 class Photos(NamedTuple):
-    """Photographs on disk, with labels (N,), or of 0 and 1, (N, classes), where a photograph can show several."""
+    """Photographs on disk, with labels (N,), −1 for none, or of 0 and 1, (N, classes), where one can show several."""
 
     files: tuple[Path, ...]
     labels: Tensor
@@ -28,17 +30,88 @@ class Photos(NamedTuple):
 
 
 def find_photos(name: str, *, train: bool = False) -> Photos:
-    """Pets: a random twentieth of all files (370) to evaluate, the rest to train; Flowers and VOC: val and train.
+    """The photographs of a set: those to evaluate with, or with ``train`` the others.
 
-    All as in the released codes. That of paper 5 draws the pets with seed 42 and without the official split, from
-    files in an order it does not fix; ours are sorted. That of paper 4 explains the first 100 of VOC 2012's val split
-    in the order of a loader shuffled with seed 2; so are ours. Raises ``DataNotFound`` when the files are neither found
-    nor can be downloaded.
+    - ``shipped``: nine that come with scikit-image and scikit-learn, with classes of ImageNet; none to train on.
+    - ``imagenet``: one of each class, 224 × 224 pixels. A fixed hundred are to evaluate with; the zoo's autoencoder
+      has seen the other 900.
+    - ``flowers90``: 90 of the 102 flowers, 128 × 128 pixels; five of each are to evaluate with.
+    - ``pets``, ``flowers``, ``voc``: as in the released codes. Paper 5 draws a twentieth of the pets (370) with seed 42
+      and without the official split, from files in an order it does not fix; ours are sorted. Paper 4 explains the
+      first 100 of VOC 2012's val split in the order of a loader shuffled with seed 2; so are ours.
 
-    >>> dogs_and_cats = find_photos("pets")  # doctest: +SKIP
+    Raises ``DataNotFound`` when the files are neither found nor can be downloaded, and ``CorruptFile`` when an archive
+    does not match its checksum.
+
+    >>> len(find_photos("shipped").files)
+    9
     """
-    finders = {"pets": _pets, "flowers": _flowers, "voc": _voc}
+    finders = {"shipped": _shipped, "imagenet": _imagenet, "flowers90": _flowers90}
+    finders |= {"pets": _pets, "flowers": _flowers, "voc": _voc}
     return finders[check_choice(name, "name", tuple(finders))](train)
+
+
+# Of scikit-image and of scikit-learn, with a class of ImageNet that they show: Egyptian cat, espresso, missile, moped,
+# tripod; palace, daisy. ImageNet has no astronauts and no retinas.
+_SKIMAGE = {"chelsea.png": 285, "coffee.png": 967, "rocket.jpg": 657, "motorcycle_left.png": 665, "camera.png": 872}
+_SKIMAGE |= {"astronaut.png": -1, "retina.jpg": -1}
+_SKLEARN = {"china.jpg": 698, "flower.jpg": 985}
+
+
+def _shipped(train: bool) -> Photos:
+    import skimage
+    import sklearn
+
+    roots = (Path(str(module.__file__)).parent for module in (skimage, sklearn))
+    places = zip(roots, ("data", "datasets/images"), (_SKIMAGE, _SKLEARN), strict=True)
+    labels = {Path(root, part, file): label for root, part, some in places for file, label in some.items()}
+    return Photos(() if train else tuple(labels), torch.tensor([] if train else [*labels.values()]).long(), _classes())
+
+
+def _classes() -> tuple[str, ...]:
+    from ..models.imagenet import imagenet_classes
+
+    return imagenet_classes()
+
+
+_ARCHIVES = {
+    "imagenet-sample/imagenet_sample_224.zip": "6d76546be608c4367fd71a5fca18ba98b1a3cc652c73e57f20c33596be17cad8",
+    "flowers-102/flowers102_subset_128.zip": "5b8577e7936a28fd06922674f8e18cdea695b22cca4f5cf639eb370dae8097a7",
+}
+
+
+def _unpacked(archive: str) -> Path:
+    """The folder in the cache into which an archive of photographs is unpacked, whole or not at all."""
+    target = folders.CACHE / archive.removesuffix(".zip")
+    with files.locked(target):
+        if not target.is_dir():
+            if (found := folders.find(archive)) is None:
+                raise folders.missing(archive, [archive], other_way="put the archive of data/README.md into data/cache")
+            if files.file_hash(found) != _ARCHIVES[archive]:
+                raise CorruptFile(f"{found}: does not match its SHA-256 {_ARCHIVES[archive][:16]}…. Replace it.")
+            staged = files.staging_folder(target)
+            shutil.unpack_archive(found, staged)
+            files.replace_folder(staged, target)
+    return target
+
+
+def _imagenet(train: bool) -> Photos:
+    if (folder := folders.find("imagenet-sample-images")) is not None:
+        found = sorted(folder.glob("n*.JPEG"))  # as published; the names of classes sort as their numbers do
+    else:
+        found = sorted(_unpacked("imagenet-sample/imagenet_sample_224.zip").rglob("*.jpg"))
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(42)).tolist()
+    rows = sorted(order[100:] if train else order[:100])
+    numbers = [row if folder else int(found[row].name.split("_")[0]) for row in rows]
+    return Photos(tuple(found[row] for row in rows), torch.tensor(numbers), _classes())
+
+
+def _flowers90(train: bool) -> Photos:
+    found = sorted(_unpacked("flowers-102/flowers102_subset_128.zip").rglob("*.jpg"))
+    kinds = {file: file.parent.name for file in found}
+    place = {file: row for kind in set(kinds.values()) for row, file in enumerate(f for f in found if kinds[f] == kind)}
+    # class 1 has one photograph, which is to train on
+    return _labelled({f: kind for f, kind in kinds.items() if (place[f] < 15) == train}, sorted(set(kinds.values())))
 
 
 def _pets(train: bool) -> Photos:
@@ -111,3 +184,25 @@ def read_photos(photos: Photos, rows: range, *, size: int = 256, crop: bool = Fa
         except OSError as error:
             raise CorruptFile(f"{photos.files[row]}: not an image that can be read: {error}") from error
     return torch.stack(images).float() / 255
+
+
+def photograph_squares(train: bool) -> tuple[Tensor, Tensor]:
+    """What the zoo's autoencoder is trained on, at 160 pixels, or tested with, at 128: (N, 3, s, s) and 0 or 1, (N,).
+
+    0 are photographs of ImageNet, 1 are flowers. Those to test with are also those that the notebooks explain.
+    """
+    sets, size = [find_photos(name, train=train) for name in ("imagenet", "flowers90")], 160 if train else 128
+    squares = [read_photos(photos, range(len(photos.files)), size=size, crop=True) for photos in sets]
+    return torch.cat(squares), torch.tensor([row for row, some in enumerate(squares) for _ in some])
+
+
+def crops(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """A square out of each image (N, C, H, W), anywhere in it, half of them mirrored: (N, C, size, size).
+
+    >>> crops(torch.rand(2, 3, 16, 20), 8, torch.Generator()).shape
+    torch.Size([2, 3, 8, 8])
+    """
+    places = [torch.randint(side - size + 1, (len(images),), generator=generator).tolist() for side in images.shape[2:]]
+    squares = [x[:, i : i + size, j : j + size] for x, i, j in zip(images, *places, strict=True)]
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(mirrored[:, None, None, None], torch.stack(squares).flip(3), torch.stack(squares))

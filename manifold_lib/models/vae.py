@@ -132,6 +132,43 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(inputs))
 
 
+class PhotoAutoencoder(nn.Module):
+    """Convolutional autoencoder of stride 8 for photographs (B, 3, H, W) in [0, 1], H and W multiples of 8.
+
+    Encoder and decoder are each the sum of a linear map of patches of 8 × 8 pixels, which alone would find principal
+    components, and of a network. SiLU makes the decoder smooth, and so its geodesics.
+
+    >>> PhotoAutoencoder().encode(torch.rand(1, 3, 32, 48)).shape
+    torch.Size([1, 32, 4, 6])
+    """
+
+    def __init__(self, width: int = 64, latent_channels: int = 32) -> None:
+        super().__init__()
+        half, blocks = width // 2, [nn.Sequential(_Residual(width, nn.SiLU), nn.SiLU()) for _ in range(4)]
+        self.components = nn.Sequential(nn.PixelUnshuffle(8), nn.Conv2d(192, latent_channels, 1))
+        self.encoder = nn.Sequential(
+            *(nn.PixelUnshuffle(2), nn.Conv2d(12, half, 3, padding=1), nn.SiLU(), nn.Conv2d(half, width, 4, 2, 1)),
+            *(blocks[0], nn.Conv2d(width, width, 4, 2, 1), blocks[1], nn.Conv2d(width, latent_channels, 1)),
+        )
+        self.patches = nn.Sequential(nn.Conv2d(latent_channels, 192, 1), nn.PixelShuffle(8))
+        self.decoder = nn.Sequential(
+            *(nn.Conv2d(latent_channels, width, 3, padding=1), blocks[2], nn.ConvTranspose2d(width, width, 4, 2, 1)),
+            *(blocks[3], nn.ConvTranspose2d(width, half, 4, 2, 1), nn.SiLU()),
+            *(nn.Conv2d(half, 12, 3, padding=1), nn.PixelShuffle(2)),
+        )
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Latents, (B, 3, H, W) -> (B, latent_channels, H/8, W/8)."""
+        return self.components(inputs) + self.encoder(inputs)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images, nearly in [0, 1] since not clamped, (B, latent_channels, h, w) -> (B, 3, 8 h, 8 w)."""
+        return self.patches(latents) + self.decoder(latents)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.decode(self.encode(inputs))
+
+
 class _Residual(nn.Module):
     """x + Conv1×1(φ(Conv3×3(φ(x))))."""
 

@@ -1,53 +1,37 @@
 """Pretrained networks for the photographs of papers 4 and 5, with heads of our own."""
 
 import json
-from pathlib import Path
+from typing import Any
 
 import torch
-import torchvision
 from torch import nn
-from torchvision.transforms import Normalize
 
 from ..core import files
-from ..core.checks import check_choice, check_count
-from ..core.files import DataNotFound
+from ..core.checks import check_count
 from ..core.progress import progress_bar
 from ..data import folders
 from ..data.photographs import Photos, find_photos, read_photos
+from ..models.imagenet import MEAN as MEAN, NETWORKS, imagenet_network
 from . import training
-
-# torchvision's name of each network, and of its last part
-NETWORKS = {"resnet18": "fc", "vgg16": "classifier", "googlenet": "fc", "convnext_base": "classifier.2"}
-MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 def photo_network(name: str, n_classes: int, *, pretrained: bool = True) -> nn.Sequential:
-    """One of the paper's networks behind the normalisation of ImageNet, for images in [0, 1], with a random head.
+    """A network of :func:`manifold_lib.imagenet_network` with a random head for ``n_classes`` classes.
 
     The heads are the released codes': one linear layer, and for VGG-16 two around batch norm, ReLU and dropout.
     """
-    check_choice(name, "name", tuple(NETWORKS))
     check_count(n_classes, "n_classes")
-    if pretrained:
-        try:
-            with folders.impatient():
-                network = torchvision.models.get_model(name, weights="DEFAULT")
-        except OSError as error:
-            folder = Path(torch.hub.get_dir()) / "checkpoints"
-            raise DataNotFound(
-                f"{name}: torchvision could not download its pretrained weights: {error}. Provide them in one of two "
-                f"ways: put torchvision's file into {folder}, or run where there is a network."
-            ) from error
-    else:
-        more = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
-        network = torchvision.models.get_model(name, weights=None, **more)
+    model = imagenet_network(name, pretrained=pretrained)
+    network: nn.Module = model[1]
+    part = NETWORKS[name].head
     if name == "vgg16":
         first, last = nn.Linear(512 * 7 * 7, 150), nn.Linear(150, n_classes)
-        network.classifier = nn.Sequential(first, nn.BatchNorm1d(150), nn.ReLU(), nn.Dropout(0.5), last)
+        head: nn.Module = nn.Sequential(first, nn.BatchNorm1d(150), nn.ReLU(), nn.Dropout(0.5), last)
     else:
-        last = network.get_submodule(NETWORKS[name])
-        network.set_submodule(NETWORKS[name], nn.Linear(last.in_features, n_classes))
-    return nn.Sequential(Normalize(MEAN, _STD), network).eval()
+        replaced: Any = network.get_submodule(part)
+        head = nn.Linear(replaced.in_features, n_classes)
+    network.set_submodule(part, head.eval())
+    return model
 
 
 def fit_head(
@@ -92,12 +76,12 @@ def photo_classifier(
     photos = find_photos(set_name, train=True)
     model = photo_network(name, len(photos.classes)).to(device)
     file = folders.CACHE / "heads" / f"{set_name}-{name}.safetensors"
-    head = model[1].get_submodule(NETWORKS[name])
+    head = model[1].get_submodule(NETWORKS[name].head)
     with files.locked(file.with_suffix("")):
         if file.exists() and file.with_suffix(".json").exists():
             files.load_weights(file, head, json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["sha256"])
         else:
             size = 224 if set_name == "voc" else 256  # as released
-            fit_head(model, NETWORKS[name], photos, size=size, progress=progress)
+            fit_head(model, NETWORKS[name].head, photos, size=size, progress=progress)
             files.write_json(file.with_suffix(".json"), {"sha256": files.save_weights(file, head)})
     return model.eval().requires_grad_(False)

@@ -167,6 +167,17 @@ def reconstruction_loss(model: nn.Module, batch: Batch, moment: Moment) -> Tenso
     return F.l1_loss(model(batch[0]).float(), batch[0])
 
 
+def squared_loss(model: nn.Module, batch: Batch, moment: Moment) -> Tensor:
+    """Mean squared error of an autoencoder."""
+    return F.mse_loss(model(batch[0]).float(), batch[0])
+
+
+def decibels(model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each reconstruction, images in [0, 1]: (N,)."""
+    error = (predict(model, inputs).clamp(0, 1) - inputs.cpu()).flatten(1).square().mean(1)
+    return -10 * error.log10()
+
+
 def accuracy(model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor) -> float:
     """Share of correctly classified inputs."""
     return (predict(model, inputs).argmax(1) == labels.cpu()).float().mean().item()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..core import files
 from ..core.progress import predict
 from ..data import datasets, folders, generated
+from ..data.photographs import crops, photograph_squares
 from ..data.shapes import sample_shapes
 from ..models.vae import VAE
 from . import runtime, training
@@ -141,6 +142,8 @@ def _prepare(
         batches, loss = (torch.cat([inputs, black]),), training.vae_elbo_loss(recipe.beta)
     elif recipe.kind == "autoencoder":
         loss = training.reconstruction_loss
+    elif recipe.kind == "photographs":
+        batches, loss = functools.partial(_cropped_epoch, recipe, inputs), training.squared_loss
     elif recipe.kind == "reconstructions":
         batches = (predict(load(recipe.parents[0], device), inputs), labels)
     elif recipe.kind in _CHANGES:
@@ -156,6 +159,9 @@ def _prepare(
 
 def _images(name: str, *, train: bool) -> datasets.Dataset:
     """A split of a data set; ``shapes`` are drawn, with seeds that no notebook uses."""
+    if name == "photographs":
+        squares, kinds = photograph_squares(train)
+        return datasets.Dataset(squares, kinds, datasets.tensor_hash(squares, kinds))
     if name != "shapes":
         return datasets.load(name, train=train)
     size, seed = (20_000, 2_000_000) if train else (5_000, 2_000_001)
@@ -170,6 +176,10 @@ _CHANGES: dict[str, Callable[[Tensor], Tensor]] = {"polarities": lambda x: 1 - x
 def _changed_epoch(recipe: Recipe, inputs: Tensor, labels: Tensor, epoch: int) -> training.Batch:
     chosen = torch.rand(len(inputs), generator=torch.Generator().manual_seed(recipe.seed * 1_000 + epoch)) < 0.5
     return torch.where(chosen[:, None, None, None], _CHANGES[recipe.kind](inputs), inputs), labels
+
+
+def _cropped_epoch(recipe: Recipe, inputs: Tensor, epoch: int) -> training.Batch:
+    return (crops(inputs, 128, torch.Generator().manual_seed(recipe.seed * 1_000 + epoch)),)
 
 
 def _generated_epoch(recipe: Recipe, device: torch.device, epoch: int) -> training.Batch:
@@ -192,6 +202,10 @@ def measure(name: str, model: Any) -> dict[str, float]:
     if recipe.kind == "autoencoder":
         error = (predict(model, test.inputs) - test.inputs).abs().mean().item()
         return {"test mean absolute error": round(error, 4)}
+    if recipe.kind == "photographs":
+        names, found = ("photographs of ImageNet", "flowers"), training.decibels(model, test.inputs)
+        means = {name: found[test.labels == row].mean().item() for row, name in enumerate(names)}
+        return {f"dB at 128 pixels, held-out {name}": round(mean, 2) for name, mean in means.items()}
     if recipe.kind in ("plain", *_CHANGES):
         images = {"test images": test.inputs}
         if recipe.kind == "polarities":

@@ -35,3 +35,8 @@ def mnist(given_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def cifar(given_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return files_of_sets.write_cifar(given_folder, monkeypatch)
+
+
+@pytest.fixture
+def archives(given_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return files_of_sets.write_archives(given_folder, monkeypatch)

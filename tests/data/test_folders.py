@@ -4,6 +4,7 @@ import socket
 import pytest
 import torchvision.datasets as tvd
 
+from manifold_lib.core import files
 from manifold_lib.data import datasets, folders as places
 
 
@@ -73,7 +74,7 @@ def test_a_folder_that_is_not_there_or_cannot_be_read_is_named(folders, tmp_path
 
 
 def test_a_silent_server_and_a_closed_door_are_told_apart(folders, monkeypatch):
-    monkeypatch.setattr(places, "TIMEOUT", 0.2)
+    monkeypatch.setattr(files, "TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(tvd.MNIST, "mirrors", [f"http://127.0.0.1:{server.getsockname()[1]}/"])
         with pytest.raises(datasets.DataNotFound, match=r"The download failed: .*timed out.* Provide it"):

@@ -1,4 +1,4 @@
-"""The adapter for diffusers' AutoencoderKL, on a tiny one with random weights."""
+"""The adapters for diffusers' autoencoders, on tiny ones with random weights."""
 
 import sys
 
@@ -21,6 +21,28 @@ def tiny():
         norm_num_groups=4,
         sample_size=16,
     ).eval()
+
+
+@pytest.fixture(scope="module")
+def distilled():
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    return diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).eval()
+
+
+def test_a_distilled_one_has_the_same_range_and_is_read_from_a_folder(distilled, tmp_path):
+    distilled.save_pretrained(tmp_path)
+    vae, inputs = ml.load_tiny_autoencoder(str(tmp_path)), draw(2, 3, 16, 16, dtype=torch.float32).sigmoid()
+    latents = vae.encode(inputs)
+    close(latents, distilled.encode(2 * inputs - 1).latents, 1e-6)
+    close(vae.decode(latents), (distilled.decode(latents).sample + 1) / 2, 1e-6)
+    assert not vae.training and not any(parameter.requires_grad for parameter in vae.parameters())
+    assert ml.ma_gig(classifier(), inputs, vae=vae, n_steps=4).isfinite().all()
 
 
 def classifier():
@@ -61,6 +83,8 @@ def test_missing_weights_are_named(tmp_path):
     pytest.importorskip("diffusers")
     with pytest.raises(DataNotFound, match="nothing-here"):
         ml.load_kl_autoencoder(str(tmp_path / "nothing-here"))
+    with pytest.raises(DataNotFound, match=r"nothing-here.*AutoencoderTiny.save_pretrained"):
+        ml.load_tiny_autoencoder(str(tmp_path / "nothing-here"))
 
 
 def test_without_diffusers_the_library_works_and_says_what_is_missing(monkeypatch):

@@ -168,3 +168,15 @@ def test_the_loss_has_finite_gradients_for_every_parameter(batch):
     loss.backward()
     for name, parameter in vae.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+def test_the_autoencoder_of_photographs_takes_any_multiple_of_eight_and_is_smooth():
+    vae = seeded(ml.PhotoAutoencoder(width=8, latent_channels=2), seed=3).double()
+    inputs = torch.rand(2, 3, 24, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    latents = vae.encode(inputs)
+    assert latents.shape == (2, 2, 3, 5) and vae(inputs).shape == inputs.shape
+    assert torch.equal(vae(inputs), vae.decode(latents))
+    assert torch.autograd.gradcheck(vae.decode, latents[:1, :, :2, :2].detach().requires_grad_())
+    moved = vae.decode(latents + torch.nn.functional.pad(torch.ones(2, 2, 1, 1), (4, 0, 2, 0)))
+    near = (moved - vae.decode(latents)).abs().amax((0, 1, 2))
+    assert near[-8:].max() > 0 and near[0] == 0  # it is convolutional: what is far stays

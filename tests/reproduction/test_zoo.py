@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import files_of_sets
 import pytest
 import torch
 from torch import nn
 
 from manifold_lib.core import files
-from manifold_lib.data import datasets, folders as places
+from manifold_lib.data import datasets, folders as places, photographs
 from manifold_lib.models.vae import VAE, Autoencoder
 from manifold_lib.reproduction import runtime, training, zoo
 
@@ -131,6 +132,18 @@ def test_an_installed_package_writes_into_the_cache_of_the_user(tmp_path):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == [str(tmp_path / "u/manifold_lib" / name) for name in ("cache", "models")]
+
+
+def test_an_autoencoder_of_photographs_is_measured_on_those_held_out(folders, monkeypatch):
+    files_of_sets.write_archives(places.CACHE, monkeypatch)
+    recipe = TINY._replace(build=functools.partial(Autoencoder, 3, 8, 4, 1), data="photographs", kind="photographs")
+    monkeypatch.setitem(zoo.RECIPES, "tiny", recipe._replace(epochs=3))
+    zoo.train("tiny", device=torch.device("cpu"))
+    measured = zoo.card("tiny")["measures"]
+    assert list(measured) == [f"dB at 128 pixels, held-out {kind}" for kind in ("photographs of ImageNet", "flowers")]
+    squares, kinds = photographs.photograph_squares(False)
+    error = (zoo.load("tiny")(squares[kinds == 1]).clamp(0, 1) - squares[kinds == 1]).flatten(1).square().mean(1)
+    assert measured["dB at 128 pixels, held-out flowers"] == round(-10 * error.log10().mean().item(), 2)
 
 
 def test_a_missing_model_is_trained_after_its_parents_then_loaded(tiny, monkeypatch):
