@@ -277,6 +277,7 @@ FUNCTIONS = {
 # they make models and losses, or work on what these tests have no need to vary
 OTHERS = {
     *("beta_tcvae_loss", "elbo_loss", "labeller", "lenet", "load_kl_autoencoder", "orthonormal_columns", "polyline"),
+    *("imagenet_classes", "imagenet_network", "load_taef2", "load_tiny_autoencoder"),
     *("randomised", "relevance", "remove_top", "retrain", "shape_decoder", "small_inception", "small_resnet"),
     *("small_vgg", "soft_cnn", "tiny_cnn", "total_variation"),
 }
