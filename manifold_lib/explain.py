@@ -1,10 +1,13 @@
 """``python -m manifold_lib.explain photo.jpg``: what a network of ImageNet saw in one's own photograph.
 
-Writes a picture (the photograph, a map of each method on one scale, the five likeliest classes, and the sum of each map
+Writes a picture (the photograph, a map of each method at unit norm, the five likeliest classes, and the sum of each map
 beside the change of the score that it explains) and the maps themselves (``.npz``).
 """
 
 import argparse
+import json
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,13 +138,19 @@ def explain(
     check_choice(score, "score", ("probability", "logit"))
     latent = bool(set(methods) & LATENT)
     require(not latent or size % 8 == 0, "size", size, "a multiple of 8 for methods that need an autoencoder")
-    inputs = read_image(file, size)[None].to(device)
+    require(size >= 32, "size", size, "at least 32")
+    inputs = read_image(file, size)[None]
+    try:
+        inputs = inputs.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: got {device!r}, which is not there: {str(error).splitlines()[0]}") from error
+    vae = load_autoencoder(autoencoder).to(device) if latent else None
     model = models.imagenet_network(network).to(device)
     with torch.no_grad():
         probabilities = model(inputs).softmax(1)[0]
+    require(probabilities.isfinite().all(), "network", "probabilities that are not finite", "finite ones")
     classes = models.imagenet_classes()
     chosen = int(probabilities.argmax()) if target is None else class_number(target, classes)
-    vae = load_autoencoder(autoencoder).to(device) if latent else None
     start = _baseline(baseline, inputs)
     scored = nn.Sequential(model, nn.Softmax(1)) if score == "probability" else model
     bar = progress_bar(methods, show=progress, desc="methods")
@@ -163,7 +172,7 @@ def _blurred(inputs: Tensor) -> Tensor:
 def class_number(target: str | int, classes: Sequence[str]) -> int:
     """The number of a class that is given by number or name; part of a name does where one class alone has it."""
     word = str(target).strip().lower()
-    if word.lstrip("-").isdecimal():
+    if re.fullmatch(r"-?\d+", word):
         if not 0 <= int(word) < len(classes):
             raise ValueError(f"target: got {target}, wants a class from 0 to {len(classes) - 1}, or a name")
         return int(word)
@@ -182,11 +191,19 @@ def load_autoencoder(name: str) -> nn.Module:
 
         return zoo.load(name)
     folder = Path(name)
-    if (folder / "taef2_encoder.pth").is_file():
+    if [*folder.glob("taef2_*.pth")]:
         return models.load_taef2(folder)
     config = folder / "config.json"
-    tiny = "AutoencoderTiny" in config.read_text(encoding="utf-8") if config.is_file() else "/tae" in name.lower()
-    return models.load_tiny_autoencoder(name) if tiny else models.load_kl_autoencoder(name)
+    kinds = {"AutoencoderTiny": models.load_tiny_autoencoder, "AutoencoderKL": models.load_kl_autoencoder}
+    if config.is_file():
+        kind = str(json.loads(config.read_text(encoding="utf-8")).get("_class_name"))
+        if kind in kinds:
+            return kinds[kind](name)
+    elif "/" in name and not folder.exists():  # a name of diffusers, such as madebyollin/taesd
+        return kinds["AutoencoderTiny" if "/tae" in name.lower() else "AutoencoderKL"](name)
+    raise ValueError(
+        f"autoencoder: got {name!r}, wants photo-ae, a folder with TAEF2, or one of diffusers by folder or name"
+    )
 
 
 def _baseline(name: str, inputs: Tensor) -> Tensor:
@@ -200,7 +217,10 @@ def picture(found: Explained) -> Any:
     import matplotlib.pyplot as plt
 
     side = max(found.image.shape[1] // 40, 1)  # a map of single pixels cannot be read
-    squares = {name: nn.functional.avg_pool2d(one, side, divisor_override=1) for name, one in found.maps.items()}
+    size = found.image.shape[1]
+    whole = -(-size // side) * side
+    padded = {name: nn.functional.pad(one, (0, whole - size, 0, whole - size)) for name, one in found.maps.items()}
+    squares = {name: nn.functional.avg_pool2d(one, side, divisor_override=1) for name, one in padded.items()}
     shown = {name: one.sum(0) / one.sum(0).norm().clamp_min(1e-30) for name, one in squares.items()}
     scale = float(torch.stack([*shown.values()]).abs().flatten().quantile(0.995)) or 1.0
     panels = len(shown) + 2
@@ -218,14 +238,44 @@ def picture(found: Explained) -> Any:
     bars.set_title("the likeliest classes", fontsize=9)
     drawn = None
     for axis, (name, one) in zip(rest, shown.items(), strict=False):
-        drawn = axis.imshow(one.numpy(), cmap="RdBu_r", vmin=-scale, vmax=scale)
-        axis.set_title(f"{TITLES[name]}\nsum {found.maps[name].sum():.3f} of {found.changes[name]:.3f}", fontsize=9)
+        drawn = axis.imshow(one.numpy(), cmap="RdBu_r", vmin=-scale, vmax=scale, extent=(0, whole, whole, 0))
+        axis.set(xlim=(0, size), ylim=(size, 0))
+        axis.set_title(f"{TITLES[name]}\nsum {found.maps[name].sum():.3g} of {found.changes[name]:.3g}", fontsize=9)
     for axis in [photo, *rest]:
         axis.axis("off")
     if drawn is not None:
         label = f"maps of unit norm, summed over {side} × {side} pixels: red raised the {found.score}, blue lowered it"
         fig.colorbar(drawn, ax=axes, shrink=0.6, aspect=40, orientation="horizontal", label=label)
     return fig
+
+
+def arrays_of(found: Explained) -> dict[str, Any]:
+    """What the ``.npz`` holds: each map by its name, the photograph, the class, and the changes of the score."""
+    arrays: dict[str, Any] = {name: one.numpy() for name, one in found.maps.items()}
+    arrays |= {"image": found.image.numpy(), "target": found.target}
+    return arrays | {"methods": list(found.changes), "changes": list(found.changes.values())}
+
+
+def _output(given: str | None, photograph: Path) -> Path:
+    """Where the picture goes, tried before anything is computed; the maps go beside it."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("explain needs matplotlib: pip install 'manifold-lib[photographs]'") from error
+    matplotlib.use("Agg")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    name = f"{photograph.stem}.explained.png"
+    output = Path(given or name).expanduser()
+    output = output / name if output.is_dir() else output
+    output = output.with_suffix(".png") if output.suffix in ("", ".npz") else output
+    known = ", ".join(FigureCanvasAgg.get_supported_filetypes())
+    require(output.suffix[1:].lower() in known.split(", "), "output", output.suffix, f"one of {known}")
+    for file in (output, output.with_suffix(".npz")):
+        require(file.resolve() != photograph.resolve(), "output", str(file), "another file than the photograph")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    require(os.access(output.parent, os.W_OK), "output", str(output), "a place that may be written")
+    return output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -247,9 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", default=default, type=type(default) if default else str, help=about)
     given = parser.parse_args(arguments)
     try:
-        import matplotlib
-
-        matplotlib.use("Agg")
+        output = _output(given.output, Path(given.file))
         found = explain(
             given.file,
             methods=[name.strip() for name in given.methods.split(",") if name.strip()],
@@ -263,20 +311,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             device=given.device,
             progress=sys.stderr.isatty(),
         )
-        output = Path(given.output or f"{Path(given.file).stem}.explained.png")
-        output.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(output.with_suffix(".npz"), **arrays_of(found))
         picture(found).savefig(output, dpi=150)
-        arrays: dict[str, Any] = {name: one.numpy() for name, one in found.maps.items()}
-        arrays |= {"image": found.image.numpy(), "target": found.target}
-        arrays |= {"methods": list(found.changes), "changes": list(found.changes.values())}
-        np.savez_compressed(output.with_suffix(".npz"), **arrays)
     except (ValueError, OSError, ImportError, CorruptFile, DataNotFound) as error:
         print(f"explain: {error}", file=sys.stderr)
         return 2
     for name, value in found.top:
         print(f"{value:6.3f}  {name}")
     for name, one in found.maps.items():
-        print(f"{name}: its sum is {one.sum():.3f}, the {found.score} changes by {found.changes[name]:.3f}")
+        print(f"{name}: its sum is {one.sum():.3g}, the {found.score} changes by {found.changes[name]:.3g}")
     print(f"written: {output} and {output.with_suffix('.npz')}")
     return 0
 

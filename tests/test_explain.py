@@ -67,8 +67,9 @@ def test_the_maps_are_those_of_the_library():
 
 @pytest.mark.parametrize("baseline", explain.BASELINES)
 def test_every_baseline_is_joined_to_the_photograph(baseline):
-    found = explain.explain("my photo.jpg", methods=["ig"], size=32, baseline=baseline)
-    assert found.maps["ig"].sum().item() == pytest.approx(found.changes["ig"], rel=0.01, abs=1e-4)
+    found = explain.explain("my photo.jpg", methods=["ig"], size=32, baseline=baseline, score="logit")
+    assert abs(found.changes["ig"]) > 1e-3
+    assert found.maps["ig"].sum().item() == pytest.approx(found.changes["ig"], rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,10 @@ def test_a_class_that_is_not_there_is_refused(target, said):
         (["my photo.jpg", "--size", "36", "--methods", "eig"], "multiple of 8"),
         (["my photo.jpg", "--steps", "0"], "n_steps"),
         (["my photo.jpg", "--methods", ","], "methods"),
+        (["my photo.jpg", "--device", "abacus"], "device: got 'abacus'"),
+        (["my photo.jpg", "--target=--5"], "no class"),
+        (["my photo.jpg", "--output", "my photo.jpg"], "another file than the photograph"),
+        (["my photo.jpg", "--output", "maps.docx"], "output"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(arguments, said, tmp_path, capsys):
@@ -121,8 +126,13 @@ def test_an_autoencoder_is_known_by_its_files_or_its_name(tmp_path, monkeypatch)
     for name, config in (("tiny", "AutoencoderTiny"), ("kl", "AutoencoderKL")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(f'{{"_class_name": "{config}"}}')
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet/config.json").write_text('{"_class_name": "UNet2DModel"}')
     (tmp_path / "taef2").mkdir()
     (tmp_path / "taef2/taef2_encoder.pth").touch()
+    for wrong in ("photo-ae2", str(tmp_path), str(tmp_path / "unet"), "my photo.jpg"):
+        with pytest.raises(ValueError, match="autoencoder: got"):
+            LOAD(wrong)
     for name in ("taef2", "tiny", "kl", "madebyollin/taesdxl", "stabilityai/sd-vae-ft-mse"):
         LOAD(name)
     kinds = ["taef2", "tiny_autoencoder", "kl_autoencoder", "tiny_autoencoder", "kl_autoencoder"]
@@ -138,3 +148,30 @@ def test_the_command_runs_as_a_module_with_the_zoo(tmp_path, monkeypatch):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "my photo.explained.png").stat().st_size > 10_000 and "ma_gig: its sum is" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        *(
+            ("out.png", "out.png"),
+            ("out", "out.png"),
+            ("maps.npz", "maps.png"),
+            ("new/deep/out.pdf", "new/deep/out.pdf"),
+        ),
+        *((".", "my photo.explained.png"), ("folder", "folder/my photo.explained.png")),
+    ],
+)
+def test_the_output_may_be_a_picture_the_maps_or_a_folder(given, written, tmp_path):
+    (tmp_path / "folder").mkdir()
+    arguments = ["my photo.jpg", "--size", "32", "--methods", "input_x_gradient", "--output", given]
+    assert explain.main(arguments) == 0
+    assert (tmp_path / written).stat().st_size > 1000 and (tmp_path / written).with_suffix(".npz").is_file()
+
+
+def test_a_network_that_gives_nan_is_said(monkeypatch, capsys):
+    broken = torch.nn.Sequential(network(), torch.nn.Module())
+    broken[1].forward = lambda scores: scores * float("nan")
+    monkeypatch.setattr(explain.models, "imagenet_network", lambda name: broken)
+    assert explain.main(["my photo.jpg", "--size", "32", "--methods", "ig"]) == 2
+    assert "not finite" in capsys.readouterr().err

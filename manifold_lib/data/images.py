@@ -1,6 +1,7 @@
 """One image file of any kind as a tensor: its orientation, transparency, colours and depth are taken care of."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +17,15 @@ from ..core.files import CorruptFile
 if TYPE_CHECKING:
     from PIL import Image
 
+MOST_PIXELS = 500_000_000  # a damaged file may claim any size
+_LOCK = threading.Lock()
+
 
 def read_image(file: str | Path, size: int | None = None) -> Tensor:
     """A photograph as (3, H, W) in [0, 1], as it is to be seen; with ``size`` the square in its middle.
 
-    The camera's orientation (EXIF) is applied, transparent parts are on white, grey and CMYK become RGB, 16 bits and
-    floats keep their depth, and of an animation the first frame counts.
+    The camera's orientation (EXIF) is applied, transparent parts are on white, grey and CMYK become RGB, grey of 16
+    bits and of floats keeps its depth, and of an animation the first frame counts. Colour profiles are left out.
 
     Parameters
     ----------
@@ -38,10 +42,10 @@ def read_image(file: str | Path, size: int | None = None) -> Tensor:
 
     Raises
     ------
-    FileNotFoundError
-        There is no such file.
+    FileNotFoundError, PermissionError
+        There is no such file, or it may not be read.
     CorruptFile
-        The file is not an image, or is damaged.
+        The file is not an image, is damaged, or has more than 500 million pixels.
 
     Examples
     --------
@@ -53,18 +57,22 @@ def read_image(file: str | Path, size: int | None = None) -> Tensor:
     if size is not None:
         check_count(size, "size")
     try:
-        with _any_size(), Image.open(file) as image:
+        with _LOCK, _any_size():
+            image = Image.open(file)
+        with image:
             if size is not None:
                 image.draft(None, (2 * size, 2 * size))  # of JPEG: a half, a quarter or an eighth of the resolution
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} × {image.height} are more than {MOST_PIXELS:,} pixels")
             upright = ImageOps.exif_transpose(image)
             if size is None:
                 return _tensor(upright)
             side = min(upright.size)
             left, top = ((length - side) // 2 for length in upright.size)
             square = _tensor(upright.crop((left, top, left + side, top + side)), 2 * size)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         raise
-    except (OSError, ValueError, SyntaxError, OverflowError, MemoryError) as error:
+    except Exception as error:  # the decoders of some formats raise anything on a damaged file
         raise CorruptFile(f"{file}: not an image that can be read: {error}") from error
     return F.interpolate(square[None], (size, size), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
 
@@ -86,12 +94,13 @@ def _tensor(image: "Image.Image", least: int | None = None) -> Tensor:
     from PIL import Image
 
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        values = np.nan_to_num(np.asarray(image, np.float32))
-        # of floats the largest tells whether they are fractions, 8 or 16 bits
-        wholes = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+        values = np.asarray(image, np.float32)
+        values = np.where(np.isfinite(values), values, 0)
+        # their largest tells whether numbers without a range are fractions, 8 or 16 bits; a little more is rounding
+        wholes = (65535.0,) if image.mode.startswith("I;16") else (1.0, 255.0, 65535.0)
         largest = float(values.max())
-        grey = torch.from_numpy(values / next((whole for whole in wholes if largest <= whole), largest))
-        return grey.clamp(0, 1).expand(3, *grey.shape)
+        grey = torch.from_numpy(values / next((whole for whole in wholes if largest <= 1.1 * whole), largest))
+        return grey.clamp(0, 1).expand(3, *grey.shape).contiguous()
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

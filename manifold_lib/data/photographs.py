@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core import files
 from ..core.checks import check_choice
-from ..core.files import CorruptFile
+from ..core.files import CorruptFile, DataNotFound
 from . import folders
 
 _PETS, _FLOWERS, _VOC = "oxford-iiit-pet/images", "flowers-102", "VOCdevkit/VOC2012"
@@ -65,6 +65,10 @@ def _shipped(train: bool) -> Photos:
     roots = (Path(str(module.__file__)).parent for module in (skimage, sklearn))
     places = zip(roots, ("data", "datasets/images"), (_SKIMAGE, _SKLEARN), strict=True)
     labels = {Path(root, part, file): label for root, part, some in places for file, label in some.items()}
+    if lost := [str(file) for file in labels if not file.is_file()]:
+        raise DataNotFound(
+            f"shipped: looked for {', '.join(lost)}. Install scikit-image and scikit-learn anew, as published."
+        )
     return Photos(() if train else tuple(labels), torch.tensor([] if train else [*labels.values()]).long(), _classes())
 
 
@@ -95,9 +99,16 @@ def _unpacked(archive: str) -> Path:
     return target
 
 
+_CLASSES_OF_IMAGENET = 1000
+
+
 def _imagenet(train: bool) -> Photos:
     if (folder := folders.find("imagenet-sample-images")) is not None:
         found = sorted(folder.glob("n*.JPEG"))  # as published; the names of classes sort as their numbers do
+        if len(found) != _CLASSES_OF_IMAGENET:
+            raise CorruptFile(
+                f"{folder}: holds {len(found)} photographs, wants {_CLASSES_OF_IMAGENET}, one of each class"
+            )
     else:
         found = sorted(_unpacked("imagenet-sample/imagenet_sample_224.zip").rglob("*.jpg"))
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(42)).tolist()

@@ -1,5 +1,6 @@
 """Networks trained on ImageNet, behind the normalisation they were trained with: they take images in [0, 1]."""
 
+import pickle
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,8 +24,8 @@ class _Network(NamedTuple):
     std: tuple[float, ...] = _STD
 
 
-# EfficientNet-Lite takes (255 x − 127) / 128. With the mean and deviation of the others it gives no error, and is wrong
-# nine times more in a hundred.
+# EfficientNet-Lite takes (255 x − 127) / 128. With the mean and deviation of the others there is no error, but nine
+# more photographs in a hundred are wrong.
 _LITE = _Network("_fc", (127 / 255,) * 3, (128 / 255,) * 3)
 NETWORKS = {f"efficientnet_lite{size}": _LITE for size in range(3)}
 NETWORKS |= {"resnet18": _Network("fc"), "vgg16": _Network("classifier"), "googlenet": _Network("fc")}
@@ -36,7 +37,8 @@ def imagenet_network(name: str = "efficientnet_lite0", *, pretrained: bool = Tru
 
     ``efficientnet_lite0``, ``1`` and ``2`` come with their weights from the package index (the extra ``photographs``),
     so that no download is needed later; ``resnet18``, ``vgg16``, ``googlenet`` and ``convnext_base`` are torchvision's,
-    which downloads their weights once. At 224 pixels these are right on nine photographs in ten, at 160 on eight.
+    which downloads their weights once. On our sample of ImageNet, which they may have been trained on,
+    EfficientNet-Lite0 is right on 90 % of the photographs at 224 pixels, on 79 % at 160.
 
     Parameters
     ----------
@@ -93,6 +95,10 @@ def _torchvision(name: str, pretrained: bool) -> nn.Module:
     try:
         with files.impatient():
             return models.get_model(name, weights="DEFAULT")
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        why = str(error).splitlines()[0]
+        raise files.CorruptFile(f"{name}: the weight file in {folder} cannot be read: {why}. Delete it.") from error
     except OSError as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise DataNotFound(

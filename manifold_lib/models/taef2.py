@@ -84,8 +84,8 @@ def load_taef2(folder: str | Path) -> TAEF2:
         file = Path(folder) / name
         if not file.is_file():
             raise DataNotFound(
-                f"TAEF2: looked for {name} in {folder}. Download it in one of two ways: both files from "
-                "github.com/madebyollin/taesd, or that repository as a whole."
+                f"TAEF2: looked for {name} in {folder}. Provide it in one of two ways: download both files from "
+                "github.com/madebyollin/taesd, or name another folder that holds them."
             )
         if (found := files.file_hash(file)) != expected:
             raise files.CorruptFile(f"{file}: sha256 is {found[:16]}…, expected {expected[:16]}…. Download it again.")

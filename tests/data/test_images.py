@@ -9,6 +9,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from manifold_lib.core.files import CorruptFile
+from manifold_lib.data import images
 from manifold_lib.data.images import read_image
 
 # red on the left, green at the upper right, black below it
@@ -74,11 +75,18 @@ def test_sixteen_bits_of_a_png_are_not_cut_to_eight(tmp_path):
     assert read_image(tmp_path / "a.png", 4).mean().item() == pytest.approx(300 / 65535, rel=1e-4)
 
 
-@pytest.mark.parametrize("top", [1.0, 255.0, 4000.0, 1e6])
-def test_the_largest_tells_what_floats_mean(tmp_path, top):
-    Image.fromarray(np.array([[0, top, np.nan, -top]], np.float32)).save(tmp_path / "a.tif")
-    whole = {4000.0: 65535.0}.get(top, top)
-    assert read_image(tmp_path / "a.tif")[0, 0].tolist() == pytest.approx([0, top / whole, 0, 0])
+@pytest.mark.parametrize(
+    ("top", "whole"), [(1.0, 1.0), (1.02, 1.0), (255.0, 255.0), (257.0, 255.0), (4000.0, 65535.0), (1e6, 1e6)]
+)
+def test_the_largest_tells_what_floats_mean(tmp_path, top, whole):
+    Image.fromarray(np.array([[0, top, top / 2, np.nan, -top, np.inf]], np.float32)).save(tmp_path / "a.tif")
+    expected = [0, min(top / whole, 1), top / 2 / whole, 0, 0, 0]
+    assert read_image(tmp_path / "a.tif")[0, 0].tolist() == pytest.approx(expected)
+
+
+def test_integers_of_eight_bits_are_not_black(tmp_path):
+    Image.fromarray(np.array([[0, 51, 255]], np.int32)).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif")[0, 0].tolist() == pytest.approx([0, 0.2, 1])
 
 
 def test_what_is_transparent_is_white(tmp_path):
@@ -107,6 +115,25 @@ def test_the_camera_was_turned(tmp_path, orientation, name):
     assert (read_image(tmp_path / name, 40) - square).abs().mean() < 0.03
 
 
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_large_jpeg_of_a_turned_camera_is_read_reduced(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    large = np.repeat(np.repeat(PICTURE, 10, 0), 10, 1)
+    Image.fromarray(large).save(tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
+    turned = ORIENTATIONS[orientation](EXPECTED)
+    top, left = ((length - 40) // 2 for length in turned.shape[1:])
+    found = read_image(tmp_path / "a.jpg", 40)
+    assert (found - turned[:, top : top + 40, left : left + 40]).abs().mean() < 0.03
+
+
+def test_a_file_that_claims_more_pixels_than_can_be_is_refused(tmp_path, monkeypatch):
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "MOST_PIXELS", 2399)
+    with pytest.raises(CorruptFile, match=r"a.png: .* 60 × 40 are more than 2,399 pixels"):
+        read_image(tmp_path / "a.png")
+
+
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 20))
 def test_a_constant_image_of_any_size_stays_constant(tmp_path_factory, height, width, size):
     file = tmp_path_factory.mktemp("tiny") / "a.png"
@@ -117,16 +144,17 @@ def test_a_constant_image_of_any_size_stays_constant(tmp_path_factory, height, w
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
-def test_a_huge_image_is_reduced_not_sampled(tmp_path, name):
-    stripes = np.zeros((14_000, 14_000), np.uint8)  # more than Pillow opens by itself
+def test_a_huge_image_is_reduced_not_sampled(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # of twice as many Pillow opens none by itself
+    stripes = np.zeros((3000, 3000), np.uint8)
     stripes[::2] = 200
     Image.fromarray(stripes).save(tmp_path / name)
     image = read_image(tmp_path / name, 64)
     assert image.shape == (3, 64, 64) and (image - 100 / 255).abs().max() < 0.02
-    assert Image.MAX_IMAGE_PIXELS is not None  # as it was found
+    assert Image.MAX_IMAGE_PIXELS == 100_000  # as it was found
 
 
-def test_a_long_and_thin_image_needs_no_memory(tmp_path):
+def test_of_a_long_and_thin_image_the_middle_counts(tmp_path):
     Image.new("RGB", (60_000, 1), (255, 0, 0)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png", 224)[0].min() > 0.999
 
@@ -135,7 +163,10 @@ def test_what_is_no_image_is_named(tmp_path):
     Image.fromarray(PICTURE).save(tmp_path / "whole.png")
     content = (tmp_path / "whole.png").read_bytes()
     damaged = content[:60] + bytes(len(content) - 60)
-    for name, bad in (("text.jpg", b"hello"), ("empty.png", b""), ("half.png", content[:80]), ("zeros.png", damaged)):
+    Image.fromarray(PICTURE).save(tmp_path / "whole.jpg")
+    photo = (tmp_path / "whole.jpg").read_bytes()
+    bad_files = {"text.jpg": b"hello", "empty.png": b"", "half.png": content[:80], "zeros.png": damaged}
+    for name, bad in (bad_files | {"half.jpg": photo[: len(photo) // 2]}).items():
         (tmp_path / name).write_bytes(bad)
         with pytest.raises(CorruptFile, match=f"{name}: not an image that can be read"):
             read_image(tmp_path / name)

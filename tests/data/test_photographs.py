@@ -82,12 +82,16 @@ def test_a_fixed_hundred_of_imagenet_is_held_out(archives):
     assert photographs.find_photos("imagenet").files == held.files
 
 
-def test_the_published_sample_of_imagenet_is_taken_as_well(given_folder):
+def test_the_published_sample_of_imagenet_is_taken_as_well(given_folder, monkeypatch):
     folder = given_folder / "imagenet-sample-images"
+    monkeypatch.setattr(photographs, "_CLASSES_OF_IMAGENET", 3)
     for number in (9, 2, 5):
         paint(folder / f"n{number:08d}_thing.JPEG", (10 * number, 0, 0), number)
     held = photographs.find_photos("imagenet")
     assert [file.name[8] for file in held.files] == ["2", "5", "9"] and held.labels.tolist() == [0, 1, 2]
+    next(folder.glob("*.JPEG")).unlink()
+    with pytest.raises(files.CorruptFile, match="holds 2 photographs, wants 3"):
+        photographs.find_photos("imagenet")
 
 
 def test_five_of_each_flower_are_held_out(archives):
