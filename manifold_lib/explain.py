@@ -269,8 +269,8 @@ def _output(given: str | None, photograph: Path) -> Path:
     output = Path(given or name).expanduser()
     output = output / name if output.is_dir() else output
     output = output.with_suffix(".png") if output.suffix in ("", ".npz") else output
-    known = ", ".join(FigureCanvasAgg.get_supported_filetypes())
-    require(output.suffix[1:].lower() in known.split(", "), "output", output.suffix, f"one of {known}")
+    known = FigureCanvasAgg.get_supported_filetypes()
+    require(output.suffix[1:].lower() in known, "output", output.suffix, f"one of {', '.join(known)}")
     for file in (output, output.with_suffix(".npz")):
         require(file.resolve() != photograph.resolve(), "output", str(file), "another file than the photograph")
     output.parent.mkdir(parents=True, exist_ok=True)

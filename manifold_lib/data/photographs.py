@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core import files
 from ..core.checks import check_choice
 from ..core.files import CorruptFile, DataNotFound
+from ..models.imagenet import imagenet_classes
 from . import folders
 
 _PETS, _FLOWERS, _VOC = "oxford-iiit-pet/images", "flowers-102", "VOCdevkit/VOC2012"
@@ -69,13 +70,9 @@ def _shipped(train: bool) -> Photos:
         raise DataNotFound(
             f"shipped: looked for {', '.join(lost)}. Install scikit-image and scikit-learn anew, as published."
         )
-    return Photos(() if train else tuple(labels), torch.tensor([] if train else [*labels.values()]).long(), _classes())
-
-
-def _classes() -> tuple[str, ...]:
-    from ..models.imagenet import imagenet_classes
-
-    return imagenet_classes()
+    return Photos(
+        () if train else tuple(labels), torch.tensor([] if train else [*labels.values()]).long(), imagenet_classes()
+    )
 
 
 _ARCHIVES = {
@@ -114,7 +111,7 @@ def _imagenet(train: bool) -> Photos:
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(42)).tolist()
     rows = sorted(order[100:] if train else order[:100])
     numbers = [row if folder else int(found[row].name.split("_")[0]) for row in rows]
-    return Photos(tuple(found[row] for row in rows), torch.tensor(numbers), _classes())
+    return Photos(tuple(found[row] for row in rows), torch.tensor(numbers), imagenet_classes())
 
 
 def _flowers90(train: bool) -> Photos:
