@@ -70,18 +70,22 @@ def fit_head(
 
 
 def photo_classifier(
-    set_name: str, name: str, *, device: torch.device | str = "cpu", progress: bool = False
+    set_name: str, name: str, *, size: int | None = None, device: torch.device | str = "cpu", progress: bool = False
 ) -> nn.Module:
-    """A pretrained network with a head for one of the sets, in eval mode and frozen; the head is kept in the cache."""
+    """A pretrained network with a head for one of the sets, in eval mode and frozen; the head is kept in the cache.
+
+    The head is fitted to photographs of ``size`` pixels, without one to those of the released codes: 224 for ``voc``,
+    256 for the others.
+    """
     photos = find_photos(set_name, train=True)
     model = photo_network(name, len(photos.classes)).to(device)
-    file = folders.CACHE / "heads" / f"{set_name}-{name}.safetensors"
+    size = check_count(size or (224 if set_name == "voc" else 256), "size")
+    file = folders.CACHE / "heads" / f"{set_name}-{name}-{size}.safetensors"
     head = model[1].get_submodule(NETWORKS[name].head)
     with files.locked(file.with_suffix("")):
         if file.exists() and file.with_suffix(".json").exists():
             files.load_weights(file, head, json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["sha256"])
         else:
-            size = 224 if set_name == "voc" else 256  # as released
             fit_head(model, NETWORKS[name].head, photos, size=size, progress=progress)
             files.write_json(file.with_suffix(".json"), {"sha256": files.save_weights(file, head)})
     return model.eval().requires_grad_(False)

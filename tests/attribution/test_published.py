@@ -13,8 +13,10 @@ from torch import nn
 import manifold_lib as ml
 from manifold_lib.attribution import published
 from manifold_lib.core.scorer import scoring
+from manifold_lib.data.photographs import find_photos, read_photos
 from manifold_lib.paths.quadrature import rule
 from manifold_lib.paths.refine import Node
+from manifold_lib.reproduction import zoo
 
 # --- paper 3: chord times mean gradient ----
 
@@ -172,6 +174,17 @@ def test_published_is_the_released_rule(n_points, q):
         close(found[i], expected, 1e-9)
         close(path.at(torch.full((n_points,), i), times), points, 1e-9)
     close(ml.integrate(model, path, target, method="left", n_steps=n_points - 1), found, 1e-9)
+
+
+def test_published_is_the_released_rule_on_photographs_too():
+    x = read_photos(find_photos("shipped"), range(2), size=64, crop=True).double()
+    target = torch.tensor([285, 967])
+    model = nn.Sequential(ml.imagenet_network("efficientnet_lite0"), nn.Softmax(1)).double()
+    vae = zoo.load("photo-ae").double()
+    found = ml.ma_gig(model, x, target, vae=vae, n_steps=9, published=True)
+    for i in range(2):
+        expected, _, _ = released(model, vae, x[i], 0 * x[i], target[i], 10, 0.05)
+        close(found[i], expected, 1e-9)
 
 
 def test_slerp_breaks_the_schedule():
