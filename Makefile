@@ -56,7 +56,7 @@ RUN     := $(PY) manifold_lib/reproduction
 # ---------------------------------------------------------------------------------------- results
 
 all: QUIET := --quiet
-all: $(SLUGS) ## every notebook, then the report ## small: 25-45 min
+all: $(SLUGS) ## every notebook, then the report ## small: 30-50 min
 	@test -f .build/report.done && test -f figures/README.md || { $(WRITE_REPORT); }
 	@echo "profile $(PROFILE): $(words $(SLUGS)) notebooks and the report are up to date"
 
