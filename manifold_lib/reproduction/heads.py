@@ -1,6 +1,8 @@
 """Pretrained networks for the photographs of papers 4 and 5, with heads of our own."""
 
 import copy
+import hashlib
+import inspect
 import itertools
 import json
 from typing import Any
@@ -97,12 +99,13 @@ def photo_classifier(
     photos = find_photos(set_name, train=True)
     model = photo_network(name, len(photos.classes)).to(device)
     size = check_count(size or (224 if set_name == "voc" else 256), "size")
-    file = folders.CACHE / "heads" / f"{set_name}-{name}-{size}.safetensors"
-    head = model[1].get_submodule(NETWORKS[name].head)
+    recipe = hashlib.sha256(inspect.getsource(fit_head).encode()).hexdigest()[:8]
+    file = folders.CACHE / "heads" / f"{set_name}-{name}-{size}-{recipe}.safetensors"
+    head, card = model[1].get_submodule(NETWORKS[name].head), file.with_suffix(".json")
     with files.locked(file.with_suffix("")):
-        if file.exists() and file.with_suffix(".json").exists():
-            files.load_weights(file, head, json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["sha256"])
-        else:
+        if not (file.exists() and card.exists()):
             fit_head(model, NETWORKS[name].head, photos, size=size, progress=progress)
-            files.write_json(file.with_suffix(".json"), {"sha256": files.save_weights(file, head)})
+            files.write_json(card, {"sha256": files.save_weights(file, head)})
+        # also the first time, since the file holds half precision
+        files.load_weights(file, head, json.loads(card.read_text(encoding="utf-8"))["sha256"])
     return model.eval().requires_grad_(False)
