@@ -9,12 +9,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_count, check_like, check_positive, check_precise, warn_of
+from ..core.checks import (
+    check_batch,
+    check_choice,
+    check_count,
+    check_like,
+    check_positive,
+    check_precise,
+    require,
+    warn_of,
+)
 from ..core.derivatives import check_decoder
 from ..core.progress import progress_bar
 from . import curves
 from .curves import energy_of, knot_basis, line_between, of_less_energy
 from .solver import descend, mean_metric, mean_stretch
+from .starts import CodeGraph, at_even_times, bent
 from .tangent import Decoder
 
 # Segments of the coarsest curve. Fewer bend too little to be worth a level of their own.
@@ -36,6 +46,9 @@ class Geodesic(NamedTuple):
         (B,) int64, passes through the decoder and back, those on coarser curves included.
     converged : Tensor
         (B,) bool.
+    certificate : Tensor or None
+        (B,), by how much the highest energy found from several starts is above the lowest, as a share of it. Near 0
+        all starts agree, which speaks for a shortest curve and does not prove it. None with one start.
 
     Examples
     --------
@@ -49,6 +62,7 @@ class Geodesic(NamedTuple):
     length: Tensor
     iterations: Tensor
     converged: Tensor
+    certificate: Tensor | None = None
 
 
 def geodesic(
@@ -60,12 +74,15 @@ def geodesic(
     max_iter: int = 40,
     tolerance: float = 1e-4,
     n_knots: int | None = None,
+    init: str | Tensor = "line",
+    data: Tensor | None = None,
+    certify: bool = False,
     internal_batch_size: int | None = None,
     progress: bool = False,
 ) -> Geodesic:
     """Curves of least energy between latents, solved coarse to fine, all in lock-step (paper 3, eq. 1 and 2).
 
-    Never of more energy than the straight line. Curves that have not converged are counted in one warning.
+    Never of more energy than where the search starts. Curves that have not converged are counted in one warning.
 
     Parameters
     ----------
@@ -73,7 +90,7 @@ def geodesic(
         (B, *latent) -> (B, *shape); its Jacobian gives the metric JᵀJ. Other metrics are other maps: stack the
         decoder and a multiple of the classifier's scores to count the classifier in.
     start, end : Tensor
-        (B, *latent), the ends, kept exactly. ``end`` may also be (1, *latent) or a number.
+        (B, *latent), the ends, kept exactly. One of them may be (1, *latent), one for all; ``end`` also a number.
     n_steps : int
         Segments of the curve. Below 32 the energy is taken on twice as many, since the images of a coarse curve can
         jump over what lies between them.
@@ -84,13 +101,23 @@ def geodesic(
         this share of the energy.
     n_knots : int, optional
         A cubic spline with this many inner knots instead of a curve whose every point moves.
+    init : {"line", "graph"} or Tensor
+        Where the search starts. ``"graph"``: from the straight line, and from the shortest path through ``data``, of
+        which each is joined to its ten nearest by edges as long as their images; the curve of less energy is kept.
+        Or curves (B, T, *latent) between the same ends, at equal steps of time.
+    data : Tensor, optional
+        (N, *latent), for ``"graph"``: codes of data.
+    certify : bool
+        Search also from two curves bent to either side, from one of them backwards. Of all results that of the least
+        energy is kept, and ``certificate`` compares them.
     internal_batch_size, progress
         Images decoded at once, and whether to show a bar over the curves.
 
     Raises
     ------
     ValueError
-        As for :func:`decoder_jacobian`; for half precision, and images of the straight line that are not finite.
+        As for :func:`decoder_jacobian`; for curves of other ends, ``"graph"`` without ``data``, half precision, and
+        images that are not finite where the search starts.
 
     Examples
     --------
@@ -100,10 +127,13 @@ def geodesic(
     tensor([2.9600])
     """
     check_precise(check_batch(start, "start"), "start")
+    if isinstance(end, Tensor) and len(start) == 1 < len(end):
+        start = check_like(start, check_batch(end, "end"), "start", "end")
     end = check_like(end, start, "end", "start")
     check_count(n_steps, "n_steps")
     check_count(max_iter, "max_iter", least=0)
     check_positive(tolerance, "tolerance")
+    _check_init(init, data, start, end)
     if n_knots is not None:
         check_count(n_knots, "n_knots")
     needs = "graph" if max_iter else "rows"
@@ -113,15 +143,41 @@ def geodesic(
         start, end = start.detach().clone(), end.detach().clone()
         size = curves.curves_at_once(_n_seen(n_steps) + 1, start, internal_batch_size)
         decode = curves.in_parts(decoder, internal_batch_size)
+        graph = None if data is None else CodeGraph(decode, data, internal_batch_size)
         found = []
         for i in progress_bar(range(0, len(start), size), show=progress, desc="geodesic"):
             line = line_between(start[i : i + size], end[i : i + size], n_steps)
-            found.append(_solve(decode, line, max_iter, tolerance, n_knots))
-        points, iterations, converged = (torch.cat(part) for part in zip(*found, strict=True))
+            firsts = [at_even_times(init[i : i + size], n_steps) if isinstance(init, Tensor) else line]
+            if graph is not None:
+                firsts.append(graph.curves(line[:, 0], line[:, -1], n_steps))
+            if certify:
+                firsts.append(bent(line, 0.5))
+            solved = [_solve(decode, first, max_iter, tolerance, n_knots) for first in firsts]
+            if certify:
+                points, *rest = _solve(decode, bent(line, -0.5).flip(1), max_iter, tolerance, n_knots)
+                solved.append((points.flip(1), *rest))
+            found.append(_best(decode, solved))
+        points, iterations, converged, apart = (torch.cat(part) for part in zip(*found, strict=True))
         steps = curves.decoded_steps(decode, points)
     if max_iter:
         warn_of("geodesic", ~converged, f"curves had not converged after {max_iter} iterations")
-    return Geodesic(points, steps.square().sum(1) * n_steps / 2, steps.sum(1), iterations, converged)
+    energy, certificate = steps.square().sum(1) * n_steps / 2, apart if certify or graph is not None else None
+    return Geodesic(points, energy, steps.sum(1), iterations, converged, certificate)
+
+
+def _check_init(init: str | Tensor, data: Tensor | None, start: Tensor, end: Tensor) -> None:
+    """Refuse curves of other ends, and a graph without codes."""
+    if isinstance(init, Tensor):
+        curves.check_curves(init)
+        check_like(init[:, 0], start, "init", "start")
+        ends = torch.stack([start, end], 1)
+        met = len(init) == len(start) and torch.allclose(init[:, [0, -1]], ends, rtol=1e-4, atol=1e-6)
+        require(met, "init", f"curves of shape {tuple(init.shape)}", "curves from start to end")
+        return
+    check_choice(init, "init", ("line", "graph"))
+    require((data is None) == (init == "line"), "data", type(data).__name__, 'codes with init="graph", and only then')
+    if data is not None:
+        check_like(check_batch(data, "data")[:1], start, "data", "start")
 
 
 def _n_seen(n_steps: int) -> int:
@@ -129,43 +185,53 @@ def _n_seen(n_steps: int) -> int:
     return 2 * n_steps if n_steps < 32 else n_steps
 
 
+def _best(decoder: Decoder, solved: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the curves solved from several starts those of least energy, and how far the highest energy is above it."""
+    energies = torch.stack([energy_of(decoder, points) for points, _, _ in solved])
+    least, best = energies.min(0)
+    rows = torch.arange(len(best), device=best.device)
+    points, iterations, converged = (torch.stack(part)[best, rows] for part in zip(*solved, strict=True))
+    return points, iterations, converged, (energies.amax(0) - least) / least.clamp_min(torch.finfo(least.dtype).tiny)
+
+
 def _solve(
-    decoder: Decoder, line: Tensor, max_iter: int, tolerance: float, n_knots: int | None
+    decoder: Decoder, first: Tensor, max_iter: int, tolerance: float, n_knots: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Points, iterations and convergence of a few curves, from their straight lines."""
-    bad = ~torch.isfinite(energy_of(decoder, line))
+    """Points, iterations and convergence of a few curves, from where they start."""
+    bad = ~torch.isfinite(energy_of(decoder, first))
     if bad.any():
         rows = bad.nonzero().flatten().tolist()[:8]
-        raise ValueError(f"decoder: got NaN or infinity on the straight line of curves {rows}, wants finite images")
-    iterations = torch.zeros(len(line), dtype=torch.int64, device=line.device)
+        raise ValueError(f"decoder: got NaN or infinity where the curves {rows} start, wants finite images")
+    iterations = torch.zeros(len(first), dtype=torch.int64, device=first.device)
     if not max_iter:
-        return line, iterations, torch.zeros_like(iterations, dtype=torch.bool)
-    metric, knots = mean_stretch(decoder, line), knot_basis(line.shape[1] - 1, n_knots, line)
+        return first, iterations, torch.zeros_like(iterations, dtype=torch.bool)
+    metric, knots = mean_stretch(decoder, first), knot_basis(first.shape[1] - 1, n_knots, first)
     if max_iter < 2 * COARSEST:  # too few passes for levels and Jacobians
         # without Jacobians the full first step raised the energy of every pair of latents that we tried, a tenth of
         # the step that of few
-        return descend(decoder, line, knots, max_iter, tolerance, iterations, metric, 1 / 16)
+        return descend(decoder, first, knots, max_iter, tolerance, iterations, metric, 1 / 16)
     # one pass, with a strict tolerance, finds the curves that are geodesics from the start
-    points, iterations, converged = descend(decoder, line, knots, 1, 1e-3 * tolerance, iterations, metric)
+    points, iterations, converged = descend(decoder, first, knots, 1, 1e-3 * tolerance, iterations, metric)
     rows = (~converged).nonzero().squeeze(1)
     if len(rows):
-        bent = _by_levels(decoder, line[rows], max_iter, tolerance, n_knots, iterations[rows])
+        bent = _by_levels(decoder, first[rows], max_iter, tolerance, n_knots, iterations[rows])
         points[rows], iterations[rows], converged[rows] = bent
     return points, iterations, converged
 
 
 def _by_levels(
-    decoder: Decoder, line: Tensor, max_iter: int, tolerance: float, n_knots: int | None, iterations: Tensor
+    decoder: Decoder, first: Tensor, max_iter: int, tolerance: float, n_knots: int | None, iterations: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points, iterations and convergence, coarse to fine."""
-    n_steps, points = line.shape[1] - 1, line
+    n_steps, points = first.shape[1] - 1, first
+    straight = bool((first == line_between(first[:, 0], first[:, -1], n_steps)).all())
     levels = [n_steps]
     while levels[0] >= 2 * COARSEST and 3 * len(levels) < max_iter:
         levels.insert(0, levels[0] // 2)
     for index, level in enumerate(levels):
         n_seen, last = _n_seen(level), level == n_steps
-        straight = line_between(line[:, 0], line[:, -1], n_seen)
-        points = of_less_energy(decoder, curves.even_points(decoder, points, n_seen), straight) if index else straight
+        own = line_between(first[:, 0], first[:, -1], n_seen) if straight else at_even_times(first, n_seen)
+        points = of_less_energy(decoder, curves.even_points(decoder, points, n_seen), own) if index else own
         if index <= 1:
             # the metric along a coarse solution is nearer to that of the geodesic than along the straight line
             metric = mean_metric(decoder, points, n_steps, stretch_only=index == 0 and len(levels) > 1)
@@ -176,4 +242,4 @@ def _by_levels(
         points, iterations, converged = descend(decoder, points, knots, budget, goal, iterations, metric)
     coarse = points[:, :: _n_seen(n_steps) // n_steps]
     points = of_less_energy(decoder, curves.resample(decoder, points, n_steps), coarse)
-    return of_less_energy(decoder, points, line), iterations, converged
+    return of_less_energy(decoder, points, first), iterations, converged

@@ -3,10 +3,13 @@
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_count, check_like, check_precise
+from ..core.checks import check_batch, check_count, check_like, check_precise, warn_of
 from ..core.derivatives import check_decoder, jvp
 from .geodesics import geodesic
 from .tangent import Decoder, decoded, decoder_jacobian, jacobians
+
+# Geodesics that log_map shoots at most.
+_SHOTS = 40
 
 
 def pullback_metric(decoder: Decoder, latents: Tensor, *, internal_batch_size: int | None = None) -> Tensor:
@@ -75,6 +78,11 @@ def exp_map(decoder: Decoder, latents: Tensor, velocities: Tensor, *, n_steps: i
     velocities = check_like(velocities, latents, "velocities", "latents")
     check_count(n_steps, "n_steps")
     check_decoder(decoder, latents)
+    return _flow(decoder, latents, velocities, n_steps, strict=True)
+
+
+def _flow(decoder: Decoder, latents: Tensor, velocities: Tensor, n_steps: int, *, strict: bool = False) -> Tensor:
+    """:func:`exp_map` of what was checked; one that leads to where the decoder is not finite is refused, or NaN."""
     h = 1 / n_steps
     # with grad mode off torch takes other formulas, and some of them have no forward mode
     with torch.inference_mode(False), torch.enable_grad():
@@ -87,7 +95,7 @@ def exp_map(decoder: Decoder, latents: Tensor, velocities: Tensor, *, n_steps: i
             z = (z + h * (v + h / 6 * (a1 + a2 + a3))).detach()
             v = (v + h / 6 * (a1 + 2 * a2 + 2 * a3 + a4)).detach()
             bad = ~(torch.isfinite(z) & torch.isfinite(v)).flatten(1).all(1)
-            if bad.any():
+            if strict and bad.any():
                 rows = bad.nonzero().flatten().tolist()[:8]
                 where = f"at step {step + 1} of {n_steps} of the geodesics {rows}"
                 raise ValueError(f"decoder: got NaN or infinity {where}, wants a smooth decoder where they lead")
@@ -97,8 +105,10 @@ def exp_map(decoder: Decoder, latents: Tensor, velocities: Tensor, *, n_steps: i
 def log_map(decoder: Decoder, start: Tensor, end: Tensor, *, n_steps: int = 32, max_iter: int = 100) -> Tensor:
     """The velocity with which the geodesic to ``end`` leaves ``start``: twice (B, *latent) -> (B, *latent).
 
-    The inverse of :func:`exp_map` where the geodesic is the shortest one. Its norm in the metric is the length.
-    Arguments and exceptions are those of :func:`geodesic`.
+    The inverse of :func:`exp_map` with as many steps, where the geodesic is the shortest one. Its norm in the metric is
+    the length. The curve of :func:`geodesic` gives a first velocity, and Broyden's method corrects it until the
+    geodesic that it starts ends at ``end``. Where that fails the first one stays, and a warning counts it. Arguments
+    and exceptions are those of :func:`geodesic`.
 
     Examples
     --------
@@ -110,7 +120,43 @@ def log_map(decoder: Decoder, start: Tensor, end: Tensor, *, n_steps: int = 32, 
     # one-sided differences, of fourth order where there are points enough
     of_few = {1: (-1, 1), 2: (-1.5, 2, -0.5), 3: (-11 / 6, 3, -1.5, 1 / 3)}
     weights = of_few.get(n_steps, (-25 / 12, 4, -3, 4 / 3, -0.25))
-    return n_steps * torch.einsum("i,bi...->b...", z.new_tensor(weights), z[:, : len(weights)])
+    first = n_steps * torch.einsum("i,bi...->b...", z.new_tensor(weights), z[:, : len(weights)])
+    velocities, met = _shoot(decoder, z[:, 0], z[:, -1], first, n_steps)
+    warn_of("log_map", ~met, "velocities do not lead to the end; they are those of the curve of least energy")
+    return velocities
+
+
+def _shoot(decoder: Decoder, start: Tensor, end: Tensor, first: Tensor, n_steps: int) -> tuple[Tensor, Tensor]:
+    """Velocities (B, *latent) whose geodesics lead from start to end, by Broyden's method, and whether they do."""
+
+    def missed(velocities: Tensor) -> Tensor:
+        return (_flow(decoder, start, velocities.view_as(start), n_steps) - end).flatten(1)
+
+    velocity = first.flatten(1)
+    miss = missed(velocity)
+    inverse = torch.eye(velocity.shape[1], dtype=first.dtype, device=first.device).repeat(len(first), 1, 1)
+    eps = torch.finfo(first.dtype).eps
+    goal = max(1e-10, 16 * eps)
+    scale = (end - start).flatten(1).norm(dim=1) + eps * end.flatten(1).norm(dim=1)
+    reach = torch.ones_like(scale)  # the share of a step that is tried, smaller after one that led away
+    for _ in range(_SHOTS):
+        due = miss.norm(dim=1) > goal * scale
+        if not (due & (reach > 1e-3)).any():
+            break
+        step = -reach[:, None] * torch.einsum("bij,bj->bi", inverse, miss)
+        new = missed(velocity + step)
+        change = new - miss
+        pulled = torch.einsum("bij,bj->bi", inverse, change)
+        along = (step * pulled).sum(1, keepdim=True)
+        rank1 = torch.einsum("bi,bj->bij", (step - pulled) / along, torch.einsum("bi,bij->bj", step, inverse))
+        usable = torch.isfinite(rank1).flatten(1).all(1)
+        inverse = torch.where(usable[:, None, None], inverse + rank1, inverse)
+        nearer = new.norm(dim=1) < miss.norm(dim=1)  # not where it is NaN
+        reach = torch.where(nearer, 1.0, reach / 2)
+        velocity = torch.where(nearer[:, None], velocity + step, velocity)
+        miss = torch.where(nearer[:, None], new, miss)
+    met = miss.norm(dim=1) <= max(1e-7, 4 * goal) * scale
+    return velocity.where(met[:, None], first.flatten(1)).view_as(start), met
 
 
 def acceleration(decoder: Decoder, latents: Tensor, velocities: Tensor) -> Tensor:

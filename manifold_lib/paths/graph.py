@@ -83,6 +83,27 @@ def shortest_paths(
     return distance, before
 
 
+def shortest_paths_of(
+    n_vertices: int, n_nodes: int, edges: Indices, weights: Floats, sources: Indices, ends: Indices
+) -> Indices:
+    """The vertices of the shortest path from each source to its own end, as :func:`walk_back` has them: (n, T).
+
+    As in :func:`shortest_paths`, none leads through an end of another. Edges join sources and ends to nodes only.
+    """
+    from scipy.sparse.csgraph import dijkstra
+
+    inner = edges[:, 1] < n_nodes
+    leaving = inner | np.isin(edges[:, 1], sources)
+    forward = inner | ~leaving
+    ways = np.concatenate([edges[forward], edges[leaving][:, ::-1]])
+    graph = _matrix(n_vertices, ways, np.concatenate([weights[forward], weights[leaving]]))
+    before = dijkstra(graph, directed=True, indices=sources, return_predecessors=True)[1].astype(np.int64)
+    rows = np.arange(len(sources))
+    before[rows, sources] = sources
+    flat = np.where(before < 0, -1, before + n_vertices * rows[:, None]).ravel()
+    return walk_back(flat, ends + n_vertices * rows) % n_vertices
+
+
 def walk_back(before: Indices, ends: Indices) -> Indices:
     """The vertices of the shortest paths to some ends, each filled up with its end: (n,) -> (n, T), T ≥ 2.
 

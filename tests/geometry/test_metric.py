@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from decoders import image_decoder, pair, sphere
+from decoders import image_decoder, pair, sphere, torus
 from helpers import draw
+from torch import Tensor
 
 import manifold_lib as ml
+from manifold_lib.geometry.tangent import Decoder
 
 
 def test_exp_map_names_the_step_at_which_the_decoder_fails() -> None:
@@ -30,12 +32,28 @@ def test_magnification_keeps_small_factors() -> None:
     assert found.item() == pytest.approx(1e-5, rel=1e-4)
 
 
-def test_exp_map_walks_great_circles_and_log_map_comes_back() -> None:
-    start, end = pair((0.5, 0.0), (0.7, 2.2))
-    velocity = ml.log_map(sphere, start, end, n_steps=64)
-    speed = torch.einsum("bi,bij,bj->b", velocity, ml.pullback_metric(sphere, start), velocity).sqrt()
-    assert speed.item() == pytest.approx(1.0593355, rel=2e-3)
-    torch.testing.assert_close(ml.exp_map(sphere, start, velocity, n_steps=64), end, rtol=0, atol=1e-2)
+def half_plane(z: Tensor) -> Tensor:
+    """Poincaré's half-plane by the pseudosphere: √2 times the hyperbolic metric of (μ / √2, σ)."""
+    return ml.fisher_rao(lambda z: z[:, :, None], "gaussian", least_std=0.2)(z)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "ends", "length"),
+    [
+        (sphere, ((0.5, 0.0), (0.7, 2.2)), 1.0593355),
+        (sphere, ((1.0, 0.0), (1.2, 2.6)), 2.0672),  # two thirds of the way to the cut point
+        (torus, ((0.3, -1.0), (0.3, 1.2)), 2.2),
+        (half_plane, ((0.0, 0.3), (0.8, 0.5)), 2.0158439),
+    ],
+    ids=["sphere", "sphere, far", "torus", "half-plane"],
+)
+def test_exp_map_and_log_map_undo_each_other(decoder: Decoder, ends: tuple, length: float) -> None:
+    start, end = pair(*ends)
+    velocity = ml.log_map(decoder, start, end)
+    torch.testing.assert_close(ml.exp_map(decoder, start, velocity), end, rtol=0, atol=1e-7)
+    torch.testing.assert_close(ml.log_map(decoder, start, ml.exp_map(decoder, start, 0.8 * velocity)), 0.8 * velocity)
+    speed = torch.einsum("bi,bij,bj->b", velocity, ml.pullback_metric(decoder, start), velocity).sqrt()
+    assert speed.item() == pytest.approx(length, rel=1e-4)
 
 
 def test_exp_map_keeps_the_speed() -> None:

@@ -1,0 +1,85 @@
+"""Where the search for a geodesic starts: along the codes of data, on a given curve, or on bent ones.
+
+A solver finds the nearest local minimum of the energy. Other starts find others.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..paths.graph import nearest_nodes, neighbour_edges, shortest_paths_of
+from ..paths.path import even_times, polyline
+from .curves import decoded_steps, line_between, spline_points
+from .tangent import Decoder
+
+# Nearest codes that each code is joined to, and segments in which the length of an edge is measured.
+_NEIGHBORS, _SEGMENTS = 10, 4
+
+
+class CodeGraph:
+    """Codes of data, joined to their nearest; an edge is as long as its decoded image.
+
+    ``data`` are (N, *latent). Shortest paths lead where data are, so that they avoid what a straight line crosses.
+    """
+
+    def __init__(self, decoder: Decoder, data: Tensor, internal_batch_size: int | None) -> None:
+        flat, kept = np.unique(data.detach().flatten(1).cpu().double().numpy(), axis=0, return_index=True)
+        self.flat, self.nodes = flat, data.detach()[torch.from_numpy(kept).to(data.device)]
+        self.edges = neighbour_edges(flat, _NEIGHBORS)
+        self.decoder, self.size = decoder, internal_batch_size
+        self.costs = self._lengths(self.nodes[self.edges[:, 0]], self.nodes[self.edges[:, 1]])
+
+    def _lengths(self, start: Tensor, end: Tensor) -> np.ndarray:
+        """Decoded lengths of straight lines between latents."""
+        if not len(start):
+            return np.empty(0)
+        lines = line_between(start, end, _SEGMENTS)
+        return decoded_steps(self.decoder, lines, self.size).sum(1).cpu().double().numpy()
+
+    def curves(self, start: Tensor, end: Tensor, n_steps: int) -> Tensor:
+        """Shortest paths between latents at constant decoded speed: (B, *latent) twice -> (B, n_steps + 1, *latent)."""
+        n_curves, n_nodes = len(start), len(self.nodes)
+        ends = torch.cat([start, end])
+        nearest, _ = nearest_nodes(self.flat, ends.flatten(1).cpu().double().numpy(), _NEIGHBORS)
+        own = n_nodes + np.arange(2 * n_curves)
+        joints = np.stack([nearest, np.broadcast_to(own[:, None], nearest.shape)], 2).reshape(-1, 2)
+        every = torch.cat([self.nodes, ends])
+        costs = np.concatenate([self.costs, self._lengths(every[joints[:, 0]], every[joints[:, 1]])])
+        found = shortest_paths_of(
+            n_nodes + 2 * n_curves, n_nodes, np.concatenate([self.edges, joints]), costs, own[:n_curves], own[n_curves:]
+        )
+        corners = every[torch.from_numpy(found).to(ends.device)]
+        # a short path stays at its end, and edges of no length take no time
+        steps = decoded_steps(self.decoder, corners, self.size)
+        times = torch.linspace(0, 1, corners.shape[1], dtype=steps.dtype, device=steps.device).expand(n_curves, -1)
+        times = even_times(times, steps, n_steps)
+        rows = torch.arange(n_curves, device=ends.device).repeat_interleave(n_steps + 1)
+        points = polyline(corners).at(rows, times.flatten()).unflatten(0, (n_curves, n_steps + 1))
+        points[:, 0], points[:, -1] = start, end
+        return points
+
+
+def bent(line: Tensor, share: float) -> Tensor:
+    """Curves with the ends of straight ones, bent to one side by a share of their length: (B, T, *latent).
+
+    The side is the same random direction for all curves, so that none depends on its batch.
+    """
+    side = torch.randn(line[0, 0].shape, generator=torch.Generator().manual_seed(1)).to(line)
+    across = (line[:, -1] - line[:, 0]).flatten(1)
+    aside = side.flatten() - across * ((across @ side.flatten()) / across.square().sum(1).clamp_min(1e-30))[:, None]
+    aside = aside * (across.norm(dim=1) / aside.norm(dim=1).clamp_min(1e-30))[:, None]
+    wave = (math.pi * torch.linspace(0, 1, line.shape[1], dtype=line.dtype, device=line.device)).sin()
+    wave[-1] = 0
+    return line + share * torch.einsum("t,bk->btk", wave, aside).view_as(line)
+
+
+def at_even_times(points: Tensor, n_steps: int) -> Tensor:
+    """The same curves, as splines, at so many equal steps of time: (B, T, *latent) -> (B, n_steps + 1, *latent)."""
+    if points.shape[1] == n_steps + 1:
+        return points
+    times = torch.linspace(0, 1, n_steps + 1, dtype=points.dtype, device=points.device)
+    found = spline_points(points, times.expand(len(points), -1))
+    found[:, 0], found[:, -1] = points[:, 0], points[:, -1]
+    return found
