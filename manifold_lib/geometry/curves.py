@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_count
+from ..core.checks import check_batch, check_count, require
 from ..core.derivatives import check_decoder, differentiable_kernels
 from ..paths.path import Path, even_times
 from .tangent import Decoder, decoded
@@ -89,11 +89,10 @@ def in_parts(decoder: Decoder, size: int | None) -> Decoder:
     return lambda latents: torch.cat([decoder(part) for part in latents.split(size)])
 
 
-def check_curves(points: Tensor) -> None:
+def check_curves(points: Tensor, name: str = "points") -> None:
     """Refuse what is not a batch of curves of two points or more."""
-    check_batch(points, "points", min_dim=3)
-    if points.shape[1] < 2:
-        raise ValueError(f"points: got shape {tuple(points.shape)}, wants (B, T, *latent) with T of at least 2")
+    check_batch(points, name, min_dim=3)
+    require(points.shape[1] > 1, name, f"shape {tuple(points.shape)}", "(B, T, *latent) with T of at least 2")
 
 
 def curves_at_once(n_points: int, like: Tensor, internal_batch_size: int | None) -> int:

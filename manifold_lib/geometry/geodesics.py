@@ -43,12 +43,12 @@ class Geodesic(NamedTuple):
     length : Tensor
         (B,), Σ ‖g(z_{i+1}) − g(z_i)‖.
     iterations : Tensor
-        (B,) int64, passes through the decoder and back, those on coarser curves included.
+        (B,) int64, passes through the decoder and back from the start that is kept, those on coarser curves included.
     converged : Tensor
         (B,) bool.
     certificate : Tensor or None
-        (B,), by how much the highest energy found from several starts is above the lowest, as a share of it. Near 0
-        all starts agree, which speaks for a shortest curve and does not prove it. None with one start.
+        (B,) in [0, 1], by how much the lowest energy found from several starts is below the highest, as a share of
+        that. Near 0 all starts agree, which speaks for a shortest curve and does not prove it. None with one start.
 
     Examples
     --------
@@ -95,7 +95,7 @@ def geodesic(
         Segments of the curve. Below 32 the energy is taken on twice as many, since the images of a coarse curve can
         jump over what lies between them.
     max_iter : int
-        Passes through the decoder and back, over all levels. 0 gives the straight line.
+        Passes through the decoder and back, over all levels, for each start. With 0 the curve stays where it starts.
     tolerance : float
         A curve stops when the saving that the preconditioner predicts, or each of the last three savings, is below
         this share of the energy.
@@ -143,13 +143,17 @@ def geodesic(
         start, end = start.detach().clone(), end.detach().clone()
         size = curves.curves_at_once(_n_seen(n_steps) + 1, start, internal_batch_size)
         decode = curves.in_parts(decoder, internal_batch_size)
-        graph = None if data is None else CodeGraph(decode, data, internal_batch_size)
+        ways = None if data is None else CodeGraph(decode, data, internal_batch_size).curves(start, end, n_steps)
+        given = None
+        if isinstance(init, Tensor):
+            given = at_even_times(init.detach(), n_steps).clone()
+            given[:, 0], given[:, -1] = start, end
         found = []
         for i in progress_bar(range(0, len(start), size), show=progress, desc="geodesic"):
             line = line_between(start[i : i + size], end[i : i + size], n_steps)
-            firsts = [at_even_times(init[i : i + size], n_steps) if isinstance(init, Tensor) else line]
-            if graph is not None:
-                firsts.append(graph.curves(line[:, 0], line[:, -1], n_steps))
+            firsts = [line if given is None else given[i : i + size]]
+            if ways is not None:
+                firsts.append(ways[i : i + size])
             if certify:
                 firsts.append(bent(line, 0.5))
             solved = [_solve(decode, first, max_iter, tolerance, n_knots) for first in firsts]
@@ -161,23 +165,26 @@ def geodesic(
         steps = curves.decoded_steps(decode, points)
     if max_iter:
         warn_of("geodesic", ~converged, f"curves had not converged after {max_iter} iterations")
-    energy, certificate = steps.square().sum(1) * n_steps / 2, apart if certify or graph is not None else None
+    energy, certificate = steps.square().sum(1) * n_steps / 2, apart if certify or ways is not None else None
     return Geodesic(points, energy, steps.sum(1), iterations, converged, certificate)
 
 
 def _check_init(init: str | Tensor, data: Tensor | None, start: Tensor, end: Tensor) -> None:
     """Refuse curves of other ends, and a graph without codes."""
     if isinstance(init, Tensor):
-        curves.check_curves(init)
-        check_like(init[:, 0], start, "init", "start")
+        curves.check_curves(init, "init")
         ends = torch.stack([start, end], 1)
-        met = len(init) == len(start) and torch.allclose(init[:, [0, -1]], ends, rtol=1e-4, atol=1e-6)
-        require(met, "init", f"curves of shape {tuple(init.shape)}", "curves from start to end")
+        met = init.shape[::2] == ends.shape[::2] and init.shape[3:] == ends.shape[3:]
+        met = met and (init.dtype, init.device) == (start.dtype, start.device)
+        met = met and torch.allclose(init[:, [0, -1]], ends, rtol=1e-4, atol=1e-6)
+        require(met, "init", f"{init.dtype} curves of shape {tuple(init.shape)}", "curves from start to end")
         return
+    require(isinstance(init, str), "init", type(init).__name__, "'line', 'graph' or a tensor (B, T, *latent)")
     check_choice(init, "init", ("line", "graph"))
     require((data is None) == (init == "line"), "data", type(data).__name__, 'codes with init="graph", and only then')
     if data is not None:
         check_like(check_batch(data, "data")[:1], start, "data", "start")
+        require(data.shape[1:] == start.shape[1:], "data", f"shape {tuple(data.shape)}", "(N, *latent) like start")
 
 
 def _n_seen(n_steps: int) -> int:
@@ -191,7 +198,8 @@ def _best(decoder: Decoder, solved: list[tuple[Tensor, Tensor, Tensor]]) -> tupl
     least, best = energies.min(0)
     rows = torch.arange(len(best), device=best.device)
     points, iterations, converged = (torch.stack(part)[best, rows] for part in zip(*solved, strict=True))
-    return points, iterations, converged, (energies.amax(0) - least) / least.clamp_min(torch.finfo(least.dtype).tiny)
+    highest = energies.amax(0)
+    return points, iterations, converged, (highest - least) / highest.clamp_min(torch.finfo(least.dtype).tiny)
 
 
 def _solve(
@@ -224,13 +232,12 @@ def _by_levels(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points, iterations and convergence, coarse to fine."""
     n_steps, points = first.shape[1] - 1, first
-    straight = bool((first == line_between(first[:, 0], first[:, -1], n_steps)).all())
     levels = [n_steps]
     while levels[0] >= 2 * COARSEST and 3 * len(levels) < max_iter:
         levels.insert(0, levels[0] // 2)
     for index, level in enumerate(levels):
         n_seen, last = _n_seen(level), level == n_steps
-        own = line_between(first[:, 0], first[:, -1], n_seen) if straight else at_even_times(first, n_seen)
+        own = at_even_times(first, n_seen)
         points = of_less_energy(decoder, curves.even_points(decoder, points, n_seen), own) if index else own
         if index <= 1:
             # the metric along a coarse solution is nearer to that of the geodesic than along the straight line

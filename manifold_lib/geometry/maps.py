@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.autoencoder import encoded
-from ..core.checks import check_batch, check_choice, check_count, check_positive, require
+from ..core.checks import check_batch, check_choice, check_count, check_positive, check_precise, require
 from .tangent import Decoder, decoded
 
 LIKELIHOODS = ("bernoulli", "categorical", "gaussian")
@@ -57,6 +57,7 @@ def fisher_rao(decoder: Decoder, likelihood: str = "bernoulli", *, least_std: fl
 
     def observed(latents: Tensor) -> Tensor:
         said = decoded(decoder, latents)
+        said = said.to(torch.promote_types(said.dtype, torch.float32))  # 1 − p of half precision has no digits
         if likelihood == "gaussian":
             require(said.ndim >= 3 and said.shape[1] == 2, "decoder", f"shape {tuple(said.shape)}", "(B, 2, *shape)")
             _refuse(said[:, 1] <= 0, "standard deviations of 0 or less", "means and standard deviations (B, 2, *shape)")
@@ -75,7 +76,7 @@ def _pseudosphere(mean: Tensor, std: Tensor, least: float) -> Tensor:
     """The tractricoid, stretched so that its rim is at the least deviation: (B, *shape) twice -> (B, 3, *shape)."""
     height = (std / least).clamp_min(1 + 1e-6)
     angle, slant = mean / (least * 2**0.5), (1 - height**-2).sqrt()
-    return 2**0.5 * torch.stack([angle.cos() / height, angle.sin() / height, slant.atanh() - slant], 1)
+    return 2**0.5 * torch.stack([angle.cos() / height, angle.sin() / height, height.acosh() - slant], 1)
 
 
 def _refuse(bad: Tensor, got: str, wants: str) -> None:
@@ -118,7 +119,7 @@ def variance_metric(decoder: Decoder, std: Decoder | Sequence[Decoder]) -> Decod
     >>> ml.pullback_metric(both, torch.tensor([[1.0]]))
     tensor([[[5.]]])
     """
-    if callable(std):
+    if callable(std) and not isinstance(std, nn.ModuleList):
         deviation = std
 
         def stacked(latents: Tensor) -> Tensor:
@@ -128,11 +129,17 @@ def variance_metric(decoder: Decoder, std: Decoder | Sequence[Decoder]) -> Decod
             return torch.stack([mean, spread.expand_as(mean)], 1)
 
         return stacked
+    wants = "a callable, or one decoder or more beside the first"
+    require(isinstance(std, Sequence | nn.ModuleList), "std", type(std).__name__, wants)
     members = [decoder, *std]
-    require(len(members) > 1, "std", "no decoders", "a callable, or one decoder or more beside the first")
+    require(len(members) > 1, "std", "no decoders", wants)
+    require(all(map(callable, members)), "std", "what is not callable", wants)
 
     def of_all(latents: Tensor) -> Tensor:
-        said = torch.stack([decoded(member, latents) for member in members], 1)
+        parts = [decoded(member, latents) for member in members]
+        shapes = {tuple(part.shape) for part in parts}
+        require(len(shapes) == 1, "std", f"images of shapes {sorted(shapes)}", "images like those of the decoder")
+        said = torch.stack(parts, 1)
         mean = said.mean(1)
         spread = (said - mean[:, None]).square().mean(1).clamp_min(_LEAST).sqrt()  # equal members have no slope
         return torch.stack([mean, spread], 1)
@@ -183,16 +190,19 @@ def rbf_std(
     """
     from sklearn.cluster import KMeans  # here, since it takes seconds to import
 
-    check_batch(inputs)
+    check_precise(check_batch(inputs), "inputs")
     check_positive(far, "far")
-    n_centers = min(check_count(n_centers, "n_centers"), len(inputs))
+    check_count(n_centers, "n_centers")
     size = check_count(internal_batch_size, "internal_batch_size")
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
+        inputs = inputs.clone()
         decode, (codes,) = encoded(vae, size, inputs, needs="slope")
         parts = zip(inputs.split(size), codes.split(size), strict=True)
         error = torch.cat([(images - decode(some)).flatten(1).square().mean(1) for images, some in parts])
-    flat = codes.flatten(1)
-    fitted = KMeans(n_centers, n_init=4, random_state=0).fit(flat.cpu().double().numpy())
+    flat, n_dims = codes.flatten(1), inputs.ndim
+    points = flat.cpu().double().numpy()
+    n_centers = min(n_centers, len(np.unique(points, axis=0)))
+    fitted = KMeans(n_centers, n_init=4, random_state=0).fit(points)
     member = torch.from_numpy(fitted.labels_.astype(np.int64)).to(flat.device)
     centers = torch.from_numpy(fitted.cluster_centers_).to(flat)
 
@@ -205,8 +215,10 @@ def rbf_std(
     weights = 1 / of_clusters(error).clamp_min(1e-8)
 
     def std(latents: Tensor) -> Tensor:
+        met = latents[0].numel() == centers.shape[1]
+        require(met, "latents", f"shape {tuple(latents.shape)}", f"{centers.shape[1]} entries each")
         apart = (latents.flatten(1)[:, None] - centers).square().sum(2)
         precision = far**-2 + (weights * (-rates * apart).exp()).sum(1)
-        return precision.rsqrt().view(-1, *(1,) * (inputs.ndim - 1))
+        return precision.rsqrt().view(-1, *(1,) * (n_dims - 1))
 
     return std

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..core.checks import AttributionWarning, check_batch, check_count, check_positive, check_precise, require, warn_of
 from ..core.derivatives import check_decoder
-from .curves import decode_curves
-from .geodesics import Geodesic, geodesic
-from .tangent import Decoder, jacobians
+from .curves import decode_curves, in_parts
+from .geodesics import geodesic
+from .tangent import Decoder, jacobians, least_squares
 
 
 def karcher_mean(
@@ -63,47 +63,57 @@ def karcher_mean(
     check_positive(tolerance, "tolerance")
     shares = _shares(weights, latents)
     check_decoder(decoder, latents, needs="graph", size=internal_batch_size)
-    latents = latents.detach()
-    of, to = shares.nonzero(as_tuple=True)
-    weight, goals = shares[of, to], latents[to]
-
-    def solved(means: Tensor, init: str | Tensor = "line") -> tuple[Geodesic, Tensor]:
-        """Geodesics to all latents, and the mean squared distances (M,)."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AttributionWarning)
-            options = {"n_steps": n_steps, "tolerance": 1e-6, "internal_batch_size": internal_batch_size}
-            found = geodesic(decoder, means[of], goals, init=init, **options)
-        return found, latents.new_zeros(len(means)).index_add_(0, of, weight * found.length.square())
-
+    options = {"n_steps": n_steps, "tolerance": 1e-6, "internal_batch_size": internal_batch_size}
     with torch.inference_mode(False), torch.no_grad():
+        latents, shares = latents.detach().clone(), shares.clone()
         flat = latents.flatten(1)
+        of, to = shares.nonzero(as_tuple=True)
+        weight, goals = shares[of, to], latents[to]
+
+        def solved(means: Tensor, pairs: Tensor, init: str | Tensor = "line") -> tuple[Tensor, Tensor, Tensor]:
+            """Geodesics of some pairs, the mean squared distances of their means (M,), and where these fall."""
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", AttributionWarning)  # until the means are there
+                found = geodesic(decoder, means[of[pairs]], goals[pairs], init=init, **options)
+            some, share = of[pairs], weight[pairs]
+            spread = flat.new_zeros(len(means)).index_add_(0, some, share * found.length.square())
+            # a geodesic leaves the surface at right angles only, so its first segment, projected, is its velocity
+            first = n_steps * decode_curves(decode, found.points[:, :2]).diff(dim=1)[:, 0]
+            pull = first.new_zeros(len(means), first.shape[1]).index_add_(0, some, share[:, None] * first)
+            return found.points, spread, pull
+
+        decode = in_parts(decoder, internal_batch_size)
+        every = torch.arange(len(of), device=of.device)
         means = (shares @ flat).view(-1, *latents.shape[1:])
-        apart = torch.cdist(means.flatten(1), flat).masked_fill(shares == 0, torch.inf)
-        found, spread = solved(means)
-        others, other = solved(latents[apart.argmin(1)])
-        better = other < spread
-        means = torch.where(_column(better, means), latents[apart.argmin(1)], means)
-        spread = torch.where(better, other, spread)
-        points = torch.where(_column(better[of], found.points), others.points, found.points)
-        length = torch.ones_like(spread)
-        direction, size = _direction(decoder, means, points, of, weight)
-        done = size <= tolerance * spread.sqrt()
+        nearest = latents[torch.cdist(means.flatten(1), flat).masked_fill(shares == 0, torch.inf).argmin(1)]
+        points, spread, pull = solved(means, every)
+        others = solved(nearest, every)
+        better = others[1] < spread
+        means, spread, pull = (
+            torch.where(_column(better, own), other, own)
+            for own, other in ((means, nearest), (spread, others[1]), (pull, others[2]))
+        )
+        points = torch.where(_column(better[of], points), others[0], points)
+        reach, done = torch.ones_like(spread), torch.zeros_like(spread, dtype=torch.bool)
         for _ in range(max_iter):
-            if done.all():
+            slopes = jacobians(decoder, means, internal_batch_size)
+            step = least_squares(slopes, pull)
+            done = torch.einsum("bdk,bk->bd", slopes, step).norm(dim=1) <= tolerance * spread.sqrt()
+            due = ~done & (reach > 1e-4)
+            if not due.any():
                 break
-            step = _column(torch.where(done, 0, length), means) * direction
-            ahead = means + step
-            fade = torch.linspace(1, 0, n_steps + 1, dtype=means.dtype, device=means.device)
-            moved = points + torch.einsum("t,p...->pt...", fade, step[of])
-            moved[:, -1] = goals
-            found, new = solved(ahead, moved)
-            accepted = new <= spread * (1 + 1e-7)
-            length = torch.where(accepted, (2 * length).clamp_max(1), length / 2)
-            means = torch.where(_column(accepted, means), ahead, means)
-            points = torch.where(_column(accepted[of], points), found.points, points)
-            spread = torch.where(accepted, new, spread)
-            direction, size = _direction(decoder, means, points, of, weight)
-            done = done | (size <= tolerance * spread.sqrt()) | (length < 1e-4)
+            pairs = every[due[of]]
+            step = (reach * due)[:, None] * step
+            ahead = means + step.view_as(means)
+            fade = torch.linspace(1, 0, n_steps + 1, dtype=means.dtype, device=means.device)[:, None]
+            moved = points[pairs] + (fade * step[of[pairs], None]).view_as(points[pairs])
+            moved[:, 0] = ahead[of[pairs]]
+            new_points, new_spread, new_pull = solved(ahead, pairs, moved)
+            nearer = due & (new_spread <= spread * (1 + 1e-7))
+            reach = torch.where(nearer, (2 * reach).clamp_max(1), torch.where(due, reach / 2, reach))
+            kept = nearer[of[pairs]]
+            points[pairs[kept]] = new_points[kept]
+            means[nearer], spread[nearer], pull[nearer] = ahead[nearer], new_spread[nearer], new_pull[nearer]
     warn_of("karcher_mean", ~done, f"means had not converged after {max_iter} steps")
     return means if weights is not None and weights.ndim == 2 else means[0]
 
@@ -116,6 +126,7 @@ def _shares(weights: Tensor | None, latents: Tensor) -> Tensor:
     met = isinstance(weights, Tensor) and weights.ndim in (1, 2) and weights.shape[-1] == len(latents)
     require(met and weights.numel() > 0, "weights", got, f"({len(latents)},) or (M, {len(latents)})")
     weights = weights.to(latents).reshape(-1, len(latents))
+    weights = weights / weights.amax(1, keepdim=True).clamp_min(torch.finfo(latents.dtype).tiny)
     met = bool(torch.isfinite(weights).all() and (weights >= 0).all() and (weights.sum(1) > 0).all())
     require(met, "weights", "negative, infinite or no weight", "0 or more, and one above 0 for each mean")
     return weights / weights.sum(1, keepdim=True)
@@ -123,15 +134,3 @@ def _shares(weights: Tensor | None, latents: Tensor) -> Tensor:
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.ndim - 1))
-
-
-def _direction(decoder: Decoder, means: Tensor, points: Tensor, of: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the mean squared distance falls, the weighted mean of the logarithms, and its length in the metric.
-
-    The first segment of a geodesic leaves the surface only at right angles, so its projection is the velocity.
-    """
-    first = decode_curves(decoder, points[:, :2]).diff(dim=1)[:, 0] * (points.shape[1] - 1)
-    pulled = first.new_zeros(len(means), first.shape[1]).index_add_(0, of, weight[:, None] * first)
-    jacobian = jacobians(decoder, means)
-    direction = torch.linalg.lstsq(jacobian, pulled[:, :, None]).solution
-    return direction.view_as(means), (jacobian @ direction).flatten(1).norm(dim=1)

@@ -69,7 +69,8 @@ def bent(line: Tensor, share: float) -> Tensor:
     side = torch.randn(line[0, 0].shape, generator=torch.Generator().manual_seed(1)).to(line)
     across = (line[:, -1] - line[:, 0]).flatten(1)
     aside = side.flatten() - across * ((across @ side.flatten()) / across.square().sum(1).clamp_min(1e-30))[:, None]
-    aside = aside * (across.norm(dim=1) / aside.norm(dim=1).clamp_min(1e-30))[:, None]
+    lost = aside.norm(dim=1, keepdim=True) <= 1e-4 * side.norm()  # with one latent there is no other side
+    aside = torch.where(lost, 0, aside) * (across.norm(dim=1) / aside.norm(dim=1).clamp_min(1e-30))[:, None]
     wave = (math.pi * torch.linspace(0, 1, line.shape[1], dtype=line.dtype, device=line.device)).sin()
     wave[-1] = 0
     return line + share * torch.einsum("t,bk->btk", wave, aside).view_as(line)

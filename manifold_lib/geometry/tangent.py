@@ -72,6 +72,13 @@ def _jacobian_blocks(decoder: Decoder, latents: Tensor, internal_batch_size: int
         yield columns.to(latents.dtype)
 
 
+def least_squares(jacobian: Tensor, vectors: Tensor) -> Tensor:
+    """The shortest w of least ‖J w − v‖: (b, D, K) and (b, D) -> (b, K), without directions that J does not have."""
+    q, r = torch.linalg.qr(jacobian)
+    inverse = torch.linalg.pinv(r, rtol=max(1e-6, 32 * torch.finfo(r.dtype).eps))
+    return torch.einsum("bkj,bdj,bd->bk", inverse, q, vectors)
+
+
 def decoded(decoder: Decoder, latents: Tensor) -> Tensor:
     """Images of some latents, as (n, *shape): of a copy, since a decoder may begin with an in-place layer."""
     images = check_images(called(decoder, latents.clone(), name="decoder"), latents, "decoder")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..core.checks import check_count, check_like, check_precise
+from ..core.checks import check_count, check_like, check_precise, require
 from ..core.derivatives import check_decoder
 from .curves import check_curves, spline_points
 from .tangent import Decoder, jacobians
@@ -58,23 +58,31 @@ def parallel_transport(
     >>> ml.parallel_transport(sphere, curve, south).round(decimals=2)[0, 0].item()
     -1.0
     """
-    check_curves(curve)
+    check_curves(curve, "curve")
     check_precise(curve, "curve")
     vectors = check_like(vectors, curve[:, 0], "vectors", "the points of the curve")
     n_points = max(curve.shape[1] - 1, _LEAST_STEPS) if n_steps is None else check_count(n_steps, "n_steps")
     check_decoder(decoder, curve[:, 0], size=internal_batch_size)
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
+        curve = curve.detach().clone()
         times = torch.linspace(0, 1, n_points + 1, dtype=curve.dtype, device=curve.device)
         points = spline_points(curve, times.expand(len(curve), -1))
         points[:, 0], points[:, -1] = curve[:, 0], curve[:, -1]
-        slopes = jacobians(decoder, points.flatten(0, 1), internal_batch_size).unflatten(0, points.shape[:2])
-        # J = Q Σ Wᵀ: columns of Q without a singular value belong to latents that change nothing
-        q, values, w = torch.linalg.svd(slopes, full_matrices=False)
-        u, _, v = torch.linalg.svd(q[:, 1:].mT @ q[:, :-1])
-        turns = u @ v  # the rotation next to the projection
-        inside = (values[:, 0, :, None] * (w[:, 0] @ vectors.flatten(1)[:, :, None])).squeeze(2)
-        for step in range(n_points):
-            inside = (turns[:, step] @ inside[:, :, None]).squeeze(2)
-        known = values[:, -1] > max(1e-6, 32 * torch.finfo(curve.dtype).eps) * values[:, -1, :1]
-        inside = torch.where(known, inside / values[:, -1].where(known, 1), 0)
-        return torch.einsum("bkl,bk->bl", w[:, -1], inside).view_as(vectors)
+        before, inside, largest = None, vectors, torch.zeros_like(vectors.flatten(1)[:, :1])
+        for place in points.unbind(1):
+            slopes = jacobians(decoder, place, internal_batch_size)
+            finite = torch.isfinite(slopes).flatten(1).all(1)
+            require(finite.all(), "decoder", "NaN or infinity along the curve", "a smooth decoder where it leads")
+            # J = Q Σ Wᵀ; where a singular value is zero, a column of Q says nothing
+            q, values, w = torch.linalg.svd(slopes, full_matrices=False)
+            largest = torch.maximum(largest, values[:, :1])
+            known = values > max(1e-6, 32 * torch.finfo(curve.dtype).eps) * largest
+            q = q * known[:, None, :]
+            if before is None:
+                inside = values * torch.einsum("bkl,bl->bk", w, vectors.flatten(1))
+            else:
+                u, _, v = torch.linalg.svd(q.mT @ before)
+                inside = torch.einsum("bkl,blm,bm->bk", u, v, inside)  # the rotation next to the projection
+            before = q
+        inside = torch.where(known, inside / values.where(known, 1), 0)
+        return torch.einsum("bkl,bk->bl", w, inside).view_as(vectors)
