@@ -9,22 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.checks import (
-    check_batch,
-    check_choice,
-    check_count,
-    check_like,
-    check_positive,
-    check_precise,
-    require,
-    warn_of,
-)
+from ..core.checks import check_batch, check_count, check_like, check_positive, check_precise, warn_of
 from ..core.derivatives import check_decoder
 from ..core.progress import progress_bar
 from . import curves
 from .curves import energy_of, knot_basis, line_between, of_less_energy
 from .solver import descend, mean_metric, mean_stretch
-from .starts import CodeGraph, at_even_times, bent
+from .starts import CodeGraph, at_even_times, bent, check_starts
 from .tangent import Decoder
 
 # Segments of the coarsest curve. Fewer bend too little to be worth a level of their own.
@@ -133,7 +124,7 @@ def geodesic(
     check_count(n_steps, "n_steps")
     check_count(max_iter, "max_iter", least=0)
     check_positive(tolerance, "tolerance")
-    _check_init(init, data, start, end)
+    check_starts(init, data, start, end)
     if n_knots is not None:
         check_count(n_knots, "n_knots")
     needs = "graph" if max_iter else "rows"
@@ -156,10 +147,10 @@ def geodesic(
                 firsts.append(ways[i : i + size])
             if certify:
                 firsts.append(bent(line, 0.5))
-            solved = [_solve(decode, first, max_iter, tolerance, n_knots) for first in firsts]
+            solved = [_solve(decode, first, max_iter, tolerance, n_knots, first is line) for first in firsts]
             if certify:
-                points, *rest = _solve(decode, bent(line, -0.5).flip(1), max_iter, tolerance, n_knots)
-                solved.append((points.flip(1), *rest))
+                back = _solve(decode, bent(line, -0.5).flip(1), max_iter, tolerance, n_knots)
+                solved.append((back[0].flip(1), back[1], back[2]))
             found.append(_best(decode, solved))
         points, iterations, converged, apart = (torch.cat(part) for part in zip(*found, strict=True))
         steps = curves.decoded_steps(decode, points)
@@ -167,24 +158,6 @@ def geodesic(
         warn_of("geodesic", ~converged, f"curves had not converged after {max_iter} iterations")
     energy, certificate = steps.square().sum(1) * n_steps / 2, apart if certify or ways is not None else None
     return Geodesic(points, energy, steps.sum(1), iterations, converged, certificate)
-
-
-def _check_init(init: str | Tensor, data: Tensor | None, start: Tensor, end: Tensor) -> None:
-    """Refuse curves of other ends, and a graph without codes."""
-    if isinstance(init, Tensor):
-        curves.check_curves(init, "init")
-        ends = torch.stack([start, end], 1)
-        met = init.shape[::2] == ends.shape[::2] and init.shape[3:] == ends.shape[3:]
-        met = met and (init.dtype, init.device) == (start.dtype, start.device)
-        met = met and torch.allclose(init[:, [0, -1]], ends, rtol=1e-4, atol=1e-6)
-        require(met, "init", f"{init.dtype} curves of shape {tuple(init.shape)}", "curves from start to end")
-        return
-    require(isinstance(init, str), "init", type(init).__name__, "'line', 'graph' or a tensor (B, T, *latent)")
-    check_choice(init, "init", ("line", "graph"))
-    require((data is None) == (init == "line"), "data", type(data).__name__, 'codes with init="graph", and only then')
-    if data is not None:
-        check_like(check_batch(data, "data")[:1], start, "data", "start")
-        require(data.shape[1:] == start.shape[1:], "data", f"shape {tuple(data.shape)}", "(N, *latent) like start")
 
 
 def _n_seen(n_steps: int) -> int:
@@ -203,7 +176,7 @@ def _best(decoder: Decoder, solved: list[tuple[Tensor, Tensor, Tensor]]) -> tupl
 
 
 def _solve(
-    decoder: Decoder, first: Tensor, max_iter: int, tolerance: float, n_knots: int | None
+    decoder: Decoder, first: Tensor, max_iter: int, tolerance: float, n_knots: int | None, straight: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points, iterations and convergence of a few curves, from where they start."""
     bad = ~torch.isfinite(energy_of(decoder, first))
@@ -222,13 +195,19 @@ def _solve(
     points, iterations, converged = descend(decoder, first, knots, 1, 1e-3 * tolerance, iterations, metric)
     rows = (~converged).nonzero().squeeze(1)
     if len(rows):
-        bent = _by_levels(decoder, first[rows], max_iter, tolerance, n_knots, iterations[rows])
-        points[rows], iterations[rows], converged[rows] = bent
+        found = _by_levels(decoder, first[rows], max_iter, tolerance, n_knots, iterations[rows], straight)
+        points[rows], iterations[rows], converged[rows] = found
     return points, iterations, converged
 
 
 def _by_levels(
-    decoder: Decoder, first: Tensor, max_iter: int, tolerance: float, n_knots: int | None, iterations: Tensor
+    decoder: Decoder,
+    first: Tensor,
+    max_iter: int,
+    tolerance: float,
+    n_knots: int | None,
+    iterations: Tensor,
+    straight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points, iterations and convergence, coarse to fine."""
     n_steps, points = first.shape[1] - 1, first
@@ -237,7 +216,7 @@ def _by_levels(
         levels.insert(0, levels[0] // 2)
     for index, level in enumerate(levels):
         n_seen, last = _n_seen(level), level == n_steps
-        own = at_even_times(first, n_seen)
+        own = line_between(first[:, 0], first[:, -1], n_seen) if straight else at_even_times(first, n_seen)
         points = of_less_energy(decoder, curves.even_points(decoder, points, n_seen), own) if index else own
         if index <= 1:
             # the metric along a coarse solution is nearer to that of the geodesic than along the straight line

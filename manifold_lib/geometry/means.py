@@ -1,6 +1,7 @@
 """Means on a decoder's manifold: the latent from which the squared geodesic distances to others are least."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ def karcher_mean(
     *,
     n_steps: int = 32,
     max_iter: int = 50,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-4,
     internal_batch_size: int | None = None,
 ) -> Tensor:
     """The latent m of least Σ_i w_i d(m, z_i)², d the geodesic distance (Karcher 1977): (*latent).
@@ -63,7 +64,7 @@ def karcher_mean(
     check_positive(tolerance, "tolerance")
     shares = _shares(weights, latents)
     check_decoder(decoder, latents, needs="graph", size=internal_batch_size)
-    options = {"n_steps": n_steps, "tolerance": 1e-6, "internal_batch_size": internal_batch_size}
+    options: dict[str, Any] = {"n_steps": n_steps, "tolerance": 1e-6, "internal_batch_size": internal_batch_size}
     with torch.inference_mode(False), torch.no_grad():
         latents, shares = latents.detach().clone(), shares.clone()
         flat = latents.flatten(1)

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.checks import check_batch, check_choice, check_like, require
 from ..paths.graph import nearest_nodes, neighbour_edges, shortest_paths_of
 from ..paths.path import even_times, polyline
-from .curves import decoded_steps, line_between, spline_points
+from .curves import check_curves, decoded_steps, line_between, spline_points
 from .tangent import Decoder
 
 # Nearest codes that each code is joined to, and segments in which the length of an edge is measured.
@@ -84,3 +85,21 @@ def at_even_times(points: Tensor, n_steps: int) -> Tensor:
     found = spline_points(points, times.expand(len(points), -1))
     found[:, 0], found[:, -1] = points[:, 0], points[:, -1]
     return found
+
+
+def check_starts(init: str | Tensor, data: Tensor | None, start: Tensor, end: Tensor) -> None:
+    """Refuse curves of other ends, and a graph without codes."""
+    if isinstance(init, Tensor):
+        check_curves(init, "init")
+        ends = torch.stack([start, end], 1)
+        met = init.shape[::2] == ends.shape[::2] and init.shape[3:] == ends.shape[3:]
+        met = met and (init.dtype, init.device) == (start.dtype, start.device)
+        met = met and torch.allclose(init[:, [0, -1]], ends, rtol=1e-4, atol=1e-6)
+        require(met, "init", f"{init.dtype} curves of shape {tuple(init.shape)}", "curves from start to end")
+        return
+    require(isinstance(init, str), "init", type(init).__name__, "'line', 'graph' or a tensor (B, T, *latent)")
+    check_choice(init, "init", ("line", "graph"))
+    require((data is None) == (init == "line"), "data", type(data).__name__, 'codes with init="graph", and only then')
+    if data is not None:
+        check_like(check_batch(data, "data")[:1], start, "data", "start")
+        require(data.shape[1:] == start.shape[1:], "data", f"shape {tuple(data.shape)}", "(N, *latent) like start")

@@ -179,6 +179,18 @@ FUNCTIONS = {
         ml.log_map,
         {"decoder": lambda: decoder, "start": lambda: normal(B, K), "end": lambda: -normal(B, K)},
     ),
+    "karcher_mean": (
+        ml.karcher_mean,
+        {"decoder": lambda: decoder, "latents": lambda: normal(B, K), "n_steps": lambda: 3, "max_iter": lambda: 2},
+    ),
+    "parallel_transport": (
+        ml.parallel_transport,
+        {
+            **{"decoder": lambda: decoder, "curve": lambda: normal(B, 4, K), "vectors": lambda: normal(B, K)},
+            **{"n_steps": lambda: 3},
+        },
+    ),
+    "rbf_std": (ml.rbf_std, {"vae": lambda: VAE, "inputs": inputs, "n_centers": lambda: 2}),
     "expected_gradients": (
         ml.expected_gradients,
         {
@@ -278,7 +290,17 @@ FUNCTIONS = {
 OTHERS = {
     *("beta_tcvae_loss", "elbo_loss", "labeller", "lenet", "load_kl_autoencoder", "orthonormal_columns", "polyline"),
     *("imagenet_classes", "imagenet_network", "load_taef2", "load_tiny_autoencoder"),
-    *("randomised", "relevance", "remove_top", "retrain", "shape_decoder", "small_inception", "small_resnet"),
+    *(
+        "fisher_rao",
+        "variance_metric",
+        "randomised",
+        "relevance",
+        "remove_top",
+        "retrain",
+        "shape_decoder",
+        "small_inception",
+        "small_resnet",
+    ),
     *("small_vgg", "soft_cnn", "tiny_cnn", "total_variation"),
 }
 
@@ -307,7 +329,7 @@ def with_argument(*names):
 # what is NaN for one image passes through these, to that image only
 PASS_ON = ("project", "tangent_fraction", "tangent_share")
 BATCHES = ("inputs", "path", "latents", "vectors", "attributions", "basis", "baselines", "references", "maps")
-BATCHES += ("nodes", "start", "end", "starts", "points", "velocities", "others", "target_maps")
+BATCHES += ("nodes", "curve", "start", "end", "starts", "points", "velocities", "others", "target_maps")
 ASK_FOR_LOGITS = ("insertion_deletion", "comprehensiveness", "log_odds", "purity", "diffid")
 MEASURES = ("pearson", "spearman", "map_mse", "top_k", "ssim", "relevance_mass", "relevance_rank")
 
@@ -553,6 +575,9 @@ COUNTS = [
     *((name, "internal_batch_size") for name in ("geodesic", "resample", "curve_energy", "curve_length")),
     *((name, "internal_batch_size") for name in ("pullback_metric", "magnification_factor", "manifold_ig")),
     ("geodesic", "n_knots"),
+    *(("karcher_mean", name) for name in ("n_steps", "max_iter")),
+    ("parallel_transport", "n_steps"),
+    *(("rbf_std", name) for name in ("n_centers", "internal_batch_size")),
     ("tangential_ig", "n_ig_steps"),
     *(("tangential_baseline", name) for name in ("n_starts", "max_iter", "internal_batch_size")),
 ]

@@ -76,7 +76,7 @@ def test_one_end_for_all() -> None:
 
 def test_curves_of_other_ends_and_a_graph_without_codes_are_refused() -> None:
     start, end = pair((0.9, 0.0), (1.3, 1.0))
-    with pytest.raises(ValueError, match="init: got .* curves of shape"):
+    with pytest.raises(ValueError, match=r"init: got .* curves of shape"):
         ml.geodesic(sphere, start, end, init=torch.stack([start, start], 1))
     with pytest.raises(ValueError, match="init: got 'spline'"):
         ml.geodesic(sphere, start, end, init="spline")
