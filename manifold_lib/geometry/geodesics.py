@@ -15,7 +15,7 @@ from ..core.progress import progress_bar
 from . import curves
 from .curves import energy_of, knot_basis, line_between, of_less_energy
 from .solver import descend, mean_metric, mean_stretch
-from .starts import CodeGraph, at_even_times, bent, check_starts
+from .starts import along_codes, at_even_times, bent, check_starts
 from .tangent import Decoder
 
 # Segments of the coarsest curve. Fewer bend too little to be worth a level of their own.
@@ -134,7 +134,7 @@ def geodesic(
         start, end = start.detach().clone(), end.detach().clone()
         size = curves.curves_at_once(_n_seen(n_steps) + 1, start, internal_batch_size)
         decode = curves.in_parts(decoder, internal_batch_size)
-        ways = None if data is None else CodeGraph(decode, data, internal_batch_size).curves(start, end, n_steps)
+        ways = None if data is None else along_codes(decode, data, start, end, n_steps, internal_batch_size)
         given = None
         if isinstance(init, Tensor):
             given = at_even_times(init.detach(), n_steps).clone()

@@ -19,47 +19,33 @@ from .tangent import Decoder
 _NEIGHBORS, _SEGMENTS = 10, 4
 
 
-class CodeGraph:
-    """Codes of data, joined to their nearest; an edge is as long as its decoded image.
+def along_codes(
+    decoder: Decoder, data: Tensor, start: Tensor, end: Tensor, n_steps: int, internal_batch_size: int | None = None
+) -> Tensor:
+    """Shortest paths between latents through codes of data, at constant decoded speed: (B, n_steps + 1, *latent).
 
-    ``data`` are (N, *latent). Shortest paths lead where data are, so that they avoid what a straight line crosses.
+    ``data`` (N, *latent) are joined to their nearest, ``start`` and ``end`` (B, *latent) to those nearest to them. An
+    edge is as long as its decoded image, so that paths avoid what a straight line crosses.
     """
-
-    def __init__(self, decoder: Decoder, data: Tensor, internal_batch_size: int | None) -> None:
-        flat, kept = np.unique(data.detach().flatten(1).cpu().double().numpy(), axis=0, return_index=True)
-        self.flat, self.nodes = flat, data.detach()[torch.from_numpy(kept).to(data.device)]
-        self.edges = neighbour_edges(flat, _NEIGHBORS)
-        self.decoder, self.size = decoder, internal_batch_size
-        self.costs = self._lengths(self.nodes[self.edges[:, 0]], self.nodes[self.edges[:, 1]])
-
-    def _lengths(self, start: Tensor, end: Tensor) -> np.ndarray:
-        """Decoded lengths of straight lines between latents."""
-        if not len(start):
-            return np.empty(0)
-        lines = line_between(start, end, _SEGMENTS)
-        return decoded_steps(self.decoder, lines, self.size).sum(1).cpu().double().numpy()
-
-    def curves(self, start: Tensor, end: Tensor, n_steps: int) -> Tensor:
-        """Shortest paths between latents at constant decoded speed: (B, *latent) twice -> (B, n_steps + 1, *latent)."""
-        n_curves, n_nodes = len(start), len(self.nodes)
-        ends = torch.cat([start, end])
-        nearest, _ = nearest_nodes(self.flat, ends.flatten(1).cpu().double().numpy(), _NEIGHBORS)
-        own = n_nodes + np.arange(2 * n_curves)
-        joints = np.stack([nearest, np.broadcast_to(own[:, None], nearest.shape)], 2).reshape(-1, 2)
-        every = torch.cat([self.nodes, ends])
-        costs = np.concatenate([self.costs, self._lengths(every[joints[:, 0]], every[joints[:, 1]])])
-        found = shortest_paths_of(
-            n_nodes + 2 * n_curves, n_nodes, np.concatenate([self.edges, joints]), costs, own[:n_curves], own[n_curves:]
-        )
-        corners = every[torch.from_numpy(found).to(ends.device)]
-        # a short path stays at its end, and edges of no length take no time
-        steps = decoded_steps(self.decoder, corners, self.size)
-        times = torch.linspace(0, 1, corners.shape[1], dtype=steps.dtype, device=steps.device).expand(n_curves, -1)
-        times = even_times(times, steps, n_steps)
-        rows = torch.arange(n_curves, device=ends.device).repeat_interleave(n_steps + 1)
-        points = polyline(corners).at(rows, times.flatten()).unflatten(0, (n_curves, n_steps + 1))
-        points[:, 0], points[:, -1] = start, end
-        return points
+    data, n_curves, ends = data.detach(), len(start), torch.cat([start, end])
+    flat, kept = np.unique(data.flatten(1).cpu().double().numpy(), axis=0, return_index=True)
+    every, n_nodes = torch.cat([data[torch.from_numpy(kept).to(data.device)], ends]), len(flat)
+    nearest, _ = nearest_nodes(flat, ends.flatten(1).cpu().double().numpy(), _NEIGHBORS)
+    own = n_nodes + np.arange(2 * n_curves)
+    joints = np.stack([nearest, np.broadcast_to(own[:, None], nearest.shape)], 2).reshape(-1, 2)
+    edges = np.concatenate([neighbour_edges(flat, _NEIGHBORS), joints])
+    lines = line_between(every[edges[:, 0]], every[edges[:, 1]], _SEGMENTS)
+    costs = decoded_steps(decoder, lines, internal_batch_size).sum(1).cpu().double().numpy()
+    found = shortest_paths_of(len(every), n_nodes, edges, costs, own[:n_curves], own[n_curves:])
+    corners = every[torch.from_numpy(found).to(ends.device)]
+    # a short path stays at its end, and edges of no length take no time
+    steps = decoded_steps(decoder, corners, internal_batch_size)
+    times = torch.linspace(0, 1, corners.shape[1], dtype=steps.dtype, device=steps.device).expand(n_curves, -1)
+    times = even_times(times, steps, n_steps)
+    rows = torch.arange(n_curves, device=ends.device).repeat_interleave(n_steps + 1)
+    points = polyline(corners).at(rows, times.flatten()).unflatten(0, (n_curves, n_steps + 1))
+    points[:, 0], points[:, -1] = start, end
+    return points
 
 
 def bent(line: Tensor, share: float) -> Tensor:

@@ -11,7 +11,7 @@ from helpers import draw
 from torch import Tensor
 
 import manifold_lib as ml
-from manifold_lib.geometry.starts import CodeGraph, bent
+from manifold_lib.geometry.starts import along_codes, bent
 
 DOUBLE = torch.float64
 
@@ -44,7 +44,7 @@ def test_a_graph_of_codes_leads_through_them_and_never_costs_energy() -> None:
     angles = torch.linspace(0, 2 * math.pi, 60, dtype=DOUBLE)[:-1]
     codes = torch.stack([angles.cos(), angles.sin()], 1)
     start, end = torch.cat([codes[:1], codes[5:6] * 1.02]), torch.cat([codes[29:30], codes[9:10]])
-    curves = CodeGraph(hill, codes, None).curves(start, end, 24)
+    curves = along_codes(hill, codes, start, end, 24)
     assert torch.equal(curves[:, 0], start)
     assert torch.equal(curves[:, -1], end)
     assert (curves.norm(dim=2) - 1).abs().max() < 0.05
@@ -58,9 +58,8 @@ def test_a_graph_of_codes_leads_through_them_and_never_costs_energy() -> None:
 
 def test_a_curve_of_the_graph_does_not_depend_on_its_batch() -> None:
     codes, start, end = draw(80, 2, seed=1), draw(4, 2, seed=2), draw(4, 2, seed=3)
-    graph = CodeGraph(hill, codes, None)
-    every = graph.curves(start, end, 8)
-    alone = torch.cat([graph.curves(start[i : i + 1], end[i : i + 1], 8) for i in range(4)])
+    every = along_codes(hill, codes, start, end, 8)
+    alone = torch.cat([along_codes(hill, codes, start[i : i + 1], end[i : i + 1], 8) for i in range(4)])
     torch.testing.assert_close(every, alone, rtol=0, atol=1e-12)
     line = torch.stack([start, end], 1)
     torch.testing.assert_close(bent(line, 0.5)[:1], bent(line[:1], 0.5), rtol=0, atol=1e-12)
