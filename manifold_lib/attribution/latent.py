@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from ..core.autoencoder import encoded
-from ..core.checks import check_baselines, check_batch, check_choice, check_count, check_precise
+from ..core.checks import check_baselines, check_batch, check_choice, check_count, check_precise, require
 from ..core.modules import buffers_as_found, modules_of
 from ..core.passes import forward_points
 from ..core.scorer import Model, Target, scoring
 from ..geometry.curves import spline_path
 from ..geometry.geodesics import geodesic
+from ..paths.adaptive import check_adaptive
 from ..paths.integral import integrate, path_method, unsaid, with_delta
 from ..paths.path import Path, decoded_path, joined, line, path_starts, straight_path
 from ..paths.quadrature import RULES
@@ -29,6 +30,7 @@ def enhanced_ig(
     n_steps: int = 50,
     bridge: bool = True,
     method: str = "trapezoid",
+    tolerance: float | None = None,
     additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
     return_convergence_delta: bool = False,
@@ -38,7 +40,7 @@ def enhanced_ig(
 
     Parameters
     ----------
-    model, inputs, target, baselines, n_steps, method, additional_forward_args, internal_batch_size
+    model, inputs, target, baselines, n_steps, method, tolerance, additional_forward_args, internal_batch_size
         As for :func:`manifold_lib.integrated_gradients`.
     vae : object
         With ``encode(x)``, which gives latent means (B, *latent), of the baselines too, and ``decode(z)``.
@@ -66,12 +68,16 @@ def enhanced_ig(
     """
     check_choice(method, "method", RULES)
     check_count(n_steps, "n_steps")
+    if tolerance is not None:
+        check_adaptive(tolerance, method, create_graph)
     with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size, vae) as scorer:
         baselines, graph = check_baselines(baselines, inputs), {"create_graph": create_graph}
         given: dict[str, Any] = {"bridge": bridge, "internal_batch_size": scorer.size, **graph}
         path = enhanced_path(inputs, vae=vae, baselines=baselines, **given)
-        attributions = integrate(scorer, path, method=method, n_steps=n_steps, name="enhanced_ig", **graph)
-        name = unsaid(path, "enhanced_ig", create_graph)
+        steps = None if tolerance else n_steps
+        named: dict[str, Any] = {"tolerance": tolerance, "name": "enhanced_ig", **graph}
+        attributions = integrate(scorer, path, method=method, n_steps=steps, **named)
+        name = None if tolerance else unsaid(path, "enhanced_ig", create_graph)
         return with_delta(scorer, attributions, inputs, baselines, return_convergence_delta, name)
 
 
@@ -87,6 +93,7 @@ def manifold_ig(
     max_iter: int = 60,
     bridge: bool = True,
     published: bool = False,
+    tolerance: float | None = None,
     additional_forward_args: Any = None,
     internal_batch_size: int | None = None,
     return_convergence_delta: bool = False,
@@ -105,8 +112,12 @@ def manifold_ig(
     bridge, published : bool
         ``bridge`` as for :func:`enhanced_ig`; ``published`` gives the released sum for the record, without bridges, see
         :func:`manifold_lib.attribution.published.chord_times_mean`.
+    tolerance : float, optional
+        Nodes of their own for the rule, on the smooth curve through the geodesic's points: as many as each image needs
+        to be complete to this share of its change of score; see :func:`manifold_lib.integrate`.
     create_graph : bool
-        Keep the graph. The geodesic is solved at the inputs as they are, and then moves with its ends, its bend kept.
+        Keep the graph. The geodesic moves with its ends as the implicit function theorem says, exactly so where it has
+        converged; the map can be derived once.
 
     Returns
     -------
@@ -125,14 +136,19 @@ def manifold_ig(
     torch.Size([1, 1, 32, 32])
     """
     check_count(n_steps, "n_steps")
+    if tolerance is not None:
+        check_adaptive(tolerance, "trapezoid", create_graph)
+        require(not published, "tolerance", f"{tolerance:g} with published", "one of the two")
     with scoring(model, inputs, target, n_steps, additional_forward_args, internal_batch_size, vae) as scorer:
         baselines, graph = check_baselines(baselines, inputs), {"create_graph": create_graph}
         # not scorer.size, since the solver of geodesics has a better number of its own
         given: dict[str, Any] = {"n_steps": n_steps, "max_iter": max_iter, "internal_batch_size": internal_batch_size}
         path = manifold_path(inputs, vae=vae, baselines=baselines, bridge=bridge and not published, **given, **graph)
-        path, steps = (chord_times_mean(path, n_steps), None) if published else (path, n_steps)
-        attributions = integrate(scorer, path, n_steps=steps, name="manifold_ig", **graph)
-        name = unsaid(path, "manifold_ig", create_graph)
+        if published:
+            path = chord_times_mean(path, n_steps)
+        steps = None if published or tolerance else n_steps
+        attributions = integrate(scorer, path, n_steps=steps, tolerance=tolerance, name="manifold_ig", **graph)
+        name = None if tolerance else unsaid(path, "manifold_ig", create_graph)
         return with_delta(scorer, attributions, inputs, baselines, return_convergence_delta, name)
 
 
@@ -189,13 +205,9 @@ def manifold_path(
         decode, (end, start) = encoded(vae, size, inputs, baselines, needs=needs)
         latent_path = straight_path(end, start)
         if max_iter:
-            options: dict[str, Any] = {"max_iter": max_iter, "internal_batch_size": internal_batch_size}
-            points = geodesic(decode, start, end, n_steps=n_steps, **options).points
-            if create_graph:
-                t = torch.linspace(0, 1, n_steps + 1, dtype=points.dtype, device=points.device)
-                t = t.view(1, -1, *(1,) * (start.ndim - 1))
-                points = points + t * (end - end.detach())[:, None] + (1 - t) * (start - start.detach())[:, None]
-            latent_path = spline_path(points)
+            options: dict[str, Any] = {"n_steps": n_steps, "max_iter": max_iter}
+            options["internal_batch_size"] = internal_batch_size
+            latent_path = spline_path(geodesic(decode, start, end, **options).points)
         curve = decoded_path(decode, latent_path, size)
         if not bridge:
             return curve

@@ -14,6 +14,7 @@ from ..core.derivatives import check_decoder
 from ..core.progress import progress_bar
 from . import curves
 from .curves import energy_of, knot_basis, line_between, of_less_energy
+from .implicit import follow_ends
 from .solver import descend, mean_metric, mean_stretch
 from .starts import along_codes, at_even_times, bent, check_starts
 from .tangent import Decoder
@@ -82,6 +83,7 @@ def geodesic(
         decoder and a multiple of the classifier's scores to count the classifier in.
     start, end : Tensor
         (B, *latent), the ends, kept exactly. One of them may be (1, *latent), one for all; ``end`` also a number.
+        Where they have a graph, the points found have one too, by the implicit function theorem.
     n_steps : int
         Segments of the curve. Below 32 the energy is taken on twice as many, since the images of a coarse curve can
         jump over what lies between them.
@@ -129,6 +131,7 @@ def geodesic(
         check_count(n_knots, "n_knots")
     needs = "graph" if max_iter else "rows"
     check_decoder(decoder, torch.cat([start[:1], end[-1:]]), needs=needs, size=internal_batch_size)
+    ends = (start, end) if torch.is_grad_enabled() and (start.requires_grad or end.requires_grad) else None
     with torch.inference_mode(False):
         # copies, since tensors made in inference mode take part in no graph
         start, end = start.detach().clone(), end.detach().clone()
@@ -157,6 +160,8 @@ def geodesic(
     if max_iter:
         warn_of("geodesic", ~converged, f"curves had not converged after {max_iter} iterations")
     energy, certificate = steps.square().sum(1) * n_steps / 2, apart if certify or ways is not None else None
+    if ends is not None:
+        points = follow_ends(decode, points, *ends, _n_seen(n_steps))
     return Geodesic(points, energy, steps.sum(1), iterations, converged, certificate)
 
 

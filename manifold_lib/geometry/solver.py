@@ -37,6 +37,7 @@ def descend(
         size = decode_curves(decoder, base[:, :1]).square().sum((1, 2))
     rounding = (torch.finfo(base.dtype).eps * len(knots)) ** 2 * size
     converged, stuck = decrement <= tolerance * energy + rounding, torch.zeros_like(quiet, dtype=torch.bool)
+    damped = stuck.clone()
     while True:
         rows = (~converged & ~stuck & (iterations < max_iter)).nonzero().squeeze(1)
         if not len(rows):
@@ -51,7 +52,14 @@ def descend(
         fitted = -slope_here * a**2 / (2 * (new_energy - energy[rows] - slope_here * a))
         smaller = torch.nan_to_num(fitted, nan=0.0).clamp(0.1 * a, 0.5 * a)
         step[rejected] = smaller[~accepted]
-        stuck[rejected] = step[rejected] < 2.0**-12  # of the step that the Hessian proposes
+        caught = rejected[step[rejected] < 2.0**-12]  # of the step that the Hessian proposes
+        stuck[caught[damped[caught]]] = True
+        caught = caught[~damped[caught]]
+        if len(caught):  # along a latent that changes no image here, and more than that a little further on
+            precondition.damp(caught)
+            direction[caught] = -precondition(gradient[caught], caught)
+            decrement[caught] = -_dot(gradient[caught], direction[caught])
+            slope[caught], step[caught], damped[caught] = -decrement[caught], 1.0, True
         taken = rows[accepted]
         if not len(taken):
             continue
@@ -121,6 +129,14 @@ class Preconditioner:
     def hessian(self, curves: Tensor) -> Tensor:
         """The factor of the Gauss–Newton Hessian where these curves are."""
         return gauss_newton(self.decoder, curves[:, self.every], self.knots)
+
+    def damp(self, rows: Tensor) -> None:
+        """Let every latent of these rows resist as the mean latent does."""
+        factor = self.factor[rows]
+        if factor.ndim > 1:
+            matrices = factor @ factor.mT
+            mean = matrices.diagonal(dim1=1, dim2=2).mean(1)[:, None].expand(factor.shape[:2])
+            self.factor[rows] = torch.linalg.cholesky(matrices + torch.diag_embed(mean))
 
     def __call__(self, gradient: Tensor, rows: Tensor | slice) -> Tensor:
         """The preconditioned gradient of these rows: (b, m, K)."""

@@ -206,6 +206,48 @@ def test_gradcheck_through_manifold_ig_without_descent():
     assert torch.autograd.gradcheck(lambda x: ml.manifold_ig(model, x, 1, **more), inputs)
 
 
+def test_the_slope_of_manifold_ig_is_that_of_maps_with_geodesics_solved_anew():
+    """Implicit differentiation against central differences, to 1e-2; with its bend kept the slope is another."""
+    model, vae, inputs, weights = smooth_model(), Curved(), draw(2, 1, 4, 4, seed=1), draw(2, 1, 4, 4, seed=2)
+
+    def score(x, **more):
+        return (ml.manifold_ig(model, x, 1, vae=vae, n_steps=8, max_iter=200, bridge=False, **more) * weights).sum()
+
+    x = inputs.clone().requires_grad_()
+    (found,) = torch.autograd.grad(score(x, create_graph=True), x)
+    for row, column in ((0, 5), (0, 11), (1, 2), (1, 14)):
+        change = torch.zeros_like(inputs)
+        change.view(2, -1)[row, column] = 1e-3
+        difference = (score(inputs + change) - score(inputs - change)) / 2e-3
+        assert abs(found.view(2, -1)[row, column] - difference) < 1e-2 * found.abs().max()
+
+
+@pytest.mark.parametrize("bridge", [False, True])
+def test_a_tolerance_gives_the_rule_nodes_of_its_own(bridge):
+    model, vae, inputs = smooth_model(), Curved(), draw(3, 1, 4, 4, seed=1)
+    about = {"vae": vae, "bridge": bridge, "return_convergence_delta": True}
+    fine = ml.manifold_ig(model, inputs, 1, n_steps=3, tolerance=1e-6, **about)[0]
+    for explain, more in ((ml.enhanced_ig, {}), (ml.manifold_ig, {"n_steps": 3})):
+        coarse, tight = (explain(model, inputs, 1, **about, **more, tolerance=tolerance) for tolerance in (1e-2, 1e-4))
+        if bridge:
+            change = coarse[0].flatten(1).sum(1) - coarse[1]
+            assert (coarse[1].abs() <= 1e-2 * change.abs().clamp_min(1e-3)).all()
+            assert (tight[1].abs() <= 1e-4 * change.abs().clamp_min(1e-3)).all()
+        assert (coarse[0] - tight[0]).abs().max() < 0.05 * tight[0].abs().max()
+    close(ml.manifold_ig(model, inputs, 1, n_steps=3, tolerance=1e-4, **about)[0], fine, 1e-2)
+
+
+def test_a_tolerance_is_refused_with_what_it_cannot_do():
+    model, vae, inputs = smooth_model(), Curved(), draw(2, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"tolerance: got 0\.01 with published"):
+        ml.manifold_ig(model, inputs, 1, vae=vae, tolerance=0.01, published=True)
+    for explain in (ml.enhanced_ig, ml.manifold_ig):
+        with pytest.raises(ValueError, match="create_graph"):
+            explain(model, inputs, 1, vae=vae, tolerance=0.01, create_graph=True)
+        with pytest.raises(ValueError, match="tolerance"):
+            explain(model, inputs, 1, vae=vae, tolerance=-1.0)
+
+
 def test_manifold_ig_of_a_batch_is_that_of_its_images():
     """X9."""
     model, vae, inputs = smooth_model(), Curved(), draw(3, 1, 4, 4, seed=1)
