@@ -103,8 +103,8 @@ def purity(
     target : int, Tensor or None
         The class of each input; None means the predicted one.
     published : bool
-        The released measure: the mean predicted class (0 or 1) over the half with the *smaller* Σ|A|. It is the purity
-        where the baseline's class is 1, and one minus the purity where that is 0.
+        The released measure: the mean predicted class (0 or 1) over the half with the *smaller* Σ|A|. Where half of the
+        inputs are of either class it is the purity if the baseline's class is 1, and one minus the purity if that is 0.
 
     Examples
     --------

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
 
+from .verdicts import pooling
+
 WIDTH = 7.0  # inches: a text-wide figure of a two-column paper
 
 _PALETTE = sns.color_palette("colorblind", 10)
@@ -35,6 +37,9 @@ _STYLES: dict[str, tuple[Any, Any]] = {
     "aligned IG": (_DARK[3], "-"),
     "EIG": (_DARK[1], "-"),
     "MIG": (_DARK[0], "-"),
+    "MIG, Fisher–Rao": ((0.75, 0.1, 0.55), "--"),
+    "MIG, variance": ((0.45, 0.5, 0.1), "-."),
+    "IG, decoded": ((0.0, 0.55, 0.55), "--"),
     "aligned IG, random subspace": (_DARK[6], "--"),
     "GeoIG-kNN": (_DARK[2], "-"),
     "GeoIG-energy": (_BRIGHT[0], "-"),
@@ -195,15 +200,28 @@ def plot_intervals(table: pd.DataFrame, *, ax: Axes, xlabel: str, reference: flo
 
 
 def plot_curves(table: pd.DataFrame, *, x: str, y: str, hue: str, ax: Axes, interval: bool = True) -> None:
-    """Lines with the shaded 95 % interval over repeated rows (seeds), colours as everywhere."""
+    """Lines with the shaded 95 % bootstrap interval over repeated rows (seeds, images), colours as everywhere."""
     for method, part in table.groupby(hue, sort=False):
         name, grouped = str(method), part.groupby(x)[y]
         mean, dash = grouped.mean(), _DASHES.get(name, _DASHES.get(name.lower(), "-"))
         ax.plot(mean.index, mean, marker="o", ms=3, lw=1.4, color=colour(name), ls=dash, label=method)
         if interval and grouped.size().max() > 1:
-            half = grouped.sem() * stats.t.ppf(0.975, grouped.size() - 1)
-            ax.fill_between(mean.index, mean - half, mean + half, color=colour(name), alpha=0.18, lw=0)
+            low, high = np.array([pooling.interval(values)[1:] for _, values in grouped]).T
+            ax.fill_between(mean.index, low, high, color=colour(name), alpha=0.18, lw=0)
     ax.set(xlabel=x, ylabel=y)
+
+
+def label_ends(ax: Axes, *, gap: float = 0.07, fontsize: float = 7) -> None:
+    """Write the name of each line beside its right end, at least ``gap`` of the axis below the one above it."""
+    ends = {line: float(np.asarray(line.get_ydata(), float)[-1]) for line in ax.lines}
+    (low, high), places = ax.get_ylim(), dict[Any, float]()
+    for line in sorted(ends, key=lambda line: -ends[line]):
+        if not str(line.get_label()).startswith("_"):
+            places[line] = min((ends[line] - low) / (high - low), min(places.values(), default=2.0) - gap)
+    lift = max(0.0, -min(places.values(), default=0.0))  # the lowest may have been pushed out of the axis
+    for line, place in places.items():
+        words: dict[str, Any] = {"color": line.get_color(), "fontsize": fontsize, "va": "center"}
+        ax.text(1.02, place + lift, str(line.get_label()), transform=ax.transAxes, **words)
 
 
 def forest(claims: Sequence[tuple[Mapping[str, Any], pd.DataFrame]], *, xlabel: str) -> Figure:

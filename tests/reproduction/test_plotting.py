@@ -1,5 +1,7 @@
 """Figures keep their promises: diverging maps centred at 0 on one scale, one colour a method, labelled axes."""
 
+import itertools
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -70,3 +72,21 @@ def test_a_forest_has_a_dot_a_network_and_a_diamond_a_claim():
     assert [label.get_text() for label in axis.get_yticklabels()] == ["pooled", "a (2)", "b (1)", "pooled", "a (1)"]
     assert len(axis.patches) == 1, "no diamond without an interval"
     assert any(text.get_text() == "+0.100 fraction\ndirection only" for text in axis.texts)
+
+
+def test_lines_are_named_at_their_ends_and_the_names_do_not_overlap():
+    _, axis = plt.subplots()
+    for name, end in (("a", 0.5), ("b", 0.5), ("c", 0.0), ("_hidden", 1.0)):
+        axis.plot([0, 1], [1, end], label=name)
+    plotting.label_ends(axis, gap=0.1)
+    places = {text.get_text(): text.get_position()[1] for text in axis.texts}
+    assert set(places) == {"a", "b", "c"} and min(places.values()) >= 0
+    ordered = sorted(places.values())
+    assert all(upper - lower > 0.0999 for lower, upper in itertools.pairwise(ordered))
+
+
+def test_bands_of_curves_stay_among_the_values():
+    _, axis = plt.subplots()
+    rows = [{"q": q, "accuracy": value, "method": "IG"} for q in (0, 1) for value in (0.2, 1.0, 1.0, 1.0, 1.0, 1.0)]
+    plotting.plot_curves(pd.DataFrame(rows), x="q", y="accuracy", hue="method", ax=axis)
+    assert axis.collections[0].get_paths()[0].vertices[:, 1].max() <= 1
