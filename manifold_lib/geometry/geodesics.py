@@ -132,7 +132,8 @@ def geodesic(
     needs = "graph" if max_iter else "rows"
     check_decoder(decoder, torch.cat([start[:1], end[-1:]]), needs=needs, size=internal_batch_size)
     ends = (start, end) if torch.is_grad_enabled() and (start.requires_grad or end.requires_grad) else None
-    with torch.inference_mode(False):
+    # the weights of the decoder may have a graph, of which nothing here wants to know
+    with torch.inference_mode(False), torch.no_grad():
         # copies, since tensors made in inference mode take part in no graph
         start, end = start.detach().clone(), end.detach().clone()
         size = curves.curves_at_once(_n_seen(n_steps) + 1, start, internal_batch_size)

@@ -65,3 +65,25 @@ def test_every_size_of_latent_space_has_its_preconditioner(k: int) -> None:
     line = ml.geodesic(decoder, start, end, n_steps=8, max_iter=0)
     assert (found.energy < 0.98 * line.energy).all()
     assert found.converged.all() or k > 128  # one number for the metric is a rough preconditioner
+
+
+@pytest.mark.filterwarnings("ignore:geodesic")
+def test_latents_that_change_no_image_do_not_lead_into_a_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve of sixteen latents change the image little, and the deviation grows steeply along them."""
+    decoder, mix = image_decoder(4), 0.02 * draw(16, 4, seed=3)
+
+    def mean(z: Tensor) -> Tensor:
+        return decoder(z[:, :4] + z[:, 4:] @ mix)
+
+    def std(z: Tensor) -> Tensor:
+        return 20 * (1 - (-0.5 * z[:, 4:].square().sum(1)).exp()).view(-1, 1, 1, 1)
+
+    start, end = (torch.nn.functional.pad(2 * draw(6, 4, seed=seed), (0, 16)) for seed in (1, 2))
+    both = ml.variance_metric(mean, std)
+    found = ml.geodesic(both, start, end, n_steps=12, max_iter=200)
+    assert found.converged.all()
+    assert not found.points.requires_grad and not found.energy.requires_grad
+    monkeypatch.setattr(solver.Preconditioner, "damp", lambda self, rows: None)
+    undamped = ml.geodesic(both, start, end, n_steps=12, max_iter=200)
+    assert not undamped.converged.all()
+    assert (found.energy <= 1.001 * undamped.energy).all()
