@@ -206,7 +206,7 @@ def manifold_path(
         latent_path = straight_path(end, start)
         if max_iter:
             options: dict[str, Any] = {"n_steps": n_steps, "max_iter": max_iter}
-            options["internal_batch_size"] = internal_batch_size
+            options |= {"internal_batch_size": internal_batch_size, "create_graph": create_graph}
             latent_path = spline_path(geodesic(decode, start, end, **options).points)
         curve = decoded_path(decode, latent_path, size)
         if not bridge:

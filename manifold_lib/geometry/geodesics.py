@@ -71,6 +71,7 @@ def geodesic(
     certify: bool = False,
     internal_batch_size: int | None = None,
     progress: bool = False,
+    create_graph: bool = False,
 ) -> Geodesic:
     """Curves of least energy between latents, solved coarse to fine, all in lock-step (paper 3, eq. 1 and 2).
 
@@ -83,7 +84,6 @@ def geodesic(
         decoder and a multiple of the classifier's scores to count the classifier in.
     start, end : Tensor
         (B, *latent), the ends, kept exactly. One of them may be (1, *latent), one for all; ``end`` also a number.
-        Where they have a graph, the points found have one too, by the implicit function theorem.
     n_steps : int
         Segments of the curve. Below 32 the energy is taken on twice as many, since the images of a coarse curve can
         jump over what lies between them.
@@ -105,6 +105,9 @@ def geodesic(
         energy is kept, and ``certificate`` compares them.
     internal_batch_size, progress
         Images decoded at once, and whether to show a bar over the curves.
+    create_graph : bool
+        Give the points a graph that leads to the ends, by the implicit function theorem: exact where a curve has
+        converged, and derived once, not twice.
 
     Raises
     ------
@@ -131,7 +134,7 @@ def geodesic(
         check_count(n_knots, "n_knots")
     needs = "graph" if max_iter else "rows"
     check_decoder(decoder, torch.cat([start[:1], end[-1:]]), needs=needs, size=internal_batch_size)
-    ends = (start, end) if torch.is_grad_enabled() and (start.requires_grad or end.requires_grad) else None
+    ends = start, end
     # the weights of the decoder may have a graph, of which nothing here wants to know
     with torch.inference_mode(False), torch.no_grad():
         # copies, since tensors made in inference mode take part in no graph
@@ -161,7 +164,7 @@ def geodesic(
     if max_iter:
         warn_of("geodesic", ~converged, f"curves had not converged after {max_iter} iterations")
     energy, certificate = steps.square().sum(1) * n_steps / 2, apart if certify or ways is not None else None
-    if ends is not None:
+    if create_graph:
         points = follow_ends(decode, points, *ends, _n_seen(n_steps))
     return Geodesic(points, energy, steps.sum(1), iterations, converged, certificate)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import manifold_lib as ml
 
-SOLVED = {"max_iter": 400, "tolerance": 1e-12}
+SOLVED = {"max_iter": 400, "tolerance": 1e-12, "create_graph": True}
 
 
 def slopes(function, point: Tensor, step: float = 1e-4) -> Tensor:
@@ -30,7 +30,7 @@ def test_the_geodesic_of_a_linear_decoder_moves_as_the_line() -> None:
     matrix = draw(7, 3, seed=0).double()
     start, end = draw(2, 3, seed=1).double().requires_grad_(), draw(2, 3, seed=2).double().requires_grad_()
     pull = draw(2, 9, 3, seed=3).double()
-    points = ml.geodesic(lambda z: z @ matrix.T, start, end, n_steps=8).points
+    points = ml.geodesic(lambda z: z @ matrix.T, start, end, n_steps=8, create_graph=True).points
     found = torch.autograd.grad((points * pull).sum(), (start, end))
     t = torch.linspace(0, 1, 9, dtype=torch.float64)[None, :, None]
     for one, wanted in zip(found, (((1 - t) * pull).sum(1), (t * pull).sum(1)), strict=True):
@@ -75,16 +75,17 @@ def test_one_start_for_all_gathers_the_derivatives_of_all() -> None:
     assert (whole - sum(parts)).norm() < 1e-6 * whole.norm()
 
 
-def test_without_a_graph_at_the_ends_there_is_none_at_the_points() -> None:
+def test_the_points_have_a_graph_where_it_is_wanted_and_the_ends_have_one() -> None:
     start, end = pair((1.2, 0.1), (0.9, 1.4))
-    assert not ml.geodesic(sphere, start, end).points.requires_grad
+    assert not ml.geodesic(sphere, start, end, create_graph=True).points.requires_grad
+    assert not ml.geodesic(sphere, start.requires_grad_(), end).points.requires_grad
     with torch.no_grad():
-        assert not ml.geodesic(sphere, start.requires_grad_(), end).points.requires_grad
+        assert not ml.geodesic(sphere, start, end, create_graph=True).points.requires_grad
 
 
 def test_energy_and_length_have_no_graph_and_the_ends_keep_their_values() -> None:
     start, end = pair((1.2, 0.1), (0.9, 1.4))
-    found = ml.geodesic(sphere, start, end.requires_grad_())
+    found = ml.geodesic(sphere, start, end.requires_grad_(), create_graph=True)
     assert found.points.requires_grad and not found.energy.requires_grad and not found.length.requires_grad
     assert torch.equal(found.points[:, -1], end)
 
@@ -92,7 +93,7 @@ def test_energy_and_length_have_no_graph_and_the_ends_keep_their_values() -> Non
 @pytest.mark.filterwarnings("ignore:geodesic")
 def test_a_curve_that_has_not_converged_still_has_a_finite_derivative() -> None:
     start, end = draw(2, 4, seed=4).double(), draw(2, 4, seed=5).double().requires_grad_()
-    points = ml.geodesic(image_decoder(), start, end, max_iter=1).points
+    points = ml.geodesic(image_decoder(), start, end, max_iter=1, create_graph=True).points
     (found,) = torch.autograd.grad(points.square().sum(), end)
     assert torch.isfinite(found).all()
 
@@ -101,6 +102,6 @@ def test_many_latents_use_the_mean_metric_and_give_the_same() -> None:
     """A linear map of 32 latents, whose preconditioner is no Gauss–Newton matrix."""
     matrix = draw(40, 32, seed=0).double()
     start, end = draw(1, 32, seed=1).double(), draw(1, 32, seed=2).double().requires_grad_()
-    points = ml.geodesic(lambda z: z @ matrix.T, start, end, n_steps=70).points
+    points = ml.geodesic(lambda z: z @ matrix.T, start, end, n_steps=70, create_graph=True).points
     (found,) = torch.autograd.grad(points[:, 35].sum(), end)
     assert (found - 0.5).abs().max() < 1e-2
