@@ -1,7 +1,7 @@
 """Geodesics of the pullback metric JᵀJ of a decoder: batched curves of least energy between latents.
 
 The solver is preconditioned: the number of iterations depends neither on the number of points nor on the scale of the
-latents, and a linear decoder needs none. An iteration is one decode of the points and one backward pass.
+latents, and a linear decoder needs one. An iteration is one decode of the points and one backward pass.
 """
 
 from typing import NamedTuple
@@ -106,8 +106,8 @@ def geodesic(
     internal_batch_size, progress
         Images decoded at once, and whether to show a bar over the curves.
     create_graph : bool
-        Give the points a graph that leads to the ends, by the implicit function theorem: exact where a curve has
-        converged, and derived once, not twice.
+        Give the points a graph that leads to the ends, by the implicit function theorem: exact where every point moves
+        and the curve has converged, and derived once, not twice. With ``max_iter=0`` points follow the line.
 
     Raises
     ------
@@ -164,7 +164,9 @@ def geodesic(
     if max_iter:
         warn_of("geodesic", ~converged, f"curves had not converged after {max_iter} iterations")
     energy, certificate = steps.square().sum(1) * n_steps / 2, apart if certify or ways is not None else None
-    if create_graph:
+    if create_graph and not max_iter and given is None and ways is None:
+        points = line_between(*ends, n_steps)
+    elif create_graph:
         points = follow_ends(decode, points, *ends, _n_seen(n_steps))
     return Geodesic(points, energy, steps.sum(1), iterations, converged, certificate)
 

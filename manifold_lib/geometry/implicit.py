@@ -23,8 +23,8 @@ def follow_ends(decoder: Decoder, points: Tensor, start: Tensor, end: Tensor, n_
     """The points of solved geodesics, with a graph that leads to their ends.
 
     ``points`` (B, T, *latent) are those that :func:`manifold_lib.geodesic` found between ``start`` and ``end``
-    (B, *latent), by the energy of ``n_seen`` segments. The derivative is that of the minimum near ``points``, exact
-    as far as they have converged. It is derived once, not twice.
+    (B, *latent), by the energy of ``n_seen`` segments. The derivative is that of the minimum near ``points`` with every
+    point free, exact as far as they have converged. It is derived once, not twice.
     """
     return _Follow.apply(points, start, end, decoder, n_seen)
 
@@ -72,7 +72,8 @@ def _pulled_to_ends(decoder: Decoder, points: Tensor, pull: Tensor, n_seen: int)
 def _solve(curvature: Any, precondition: Preconditioner, wanted: Tensor) -> Tensor:
     """H⁻¹ ``wanted`` by preconditioned conjugate gradients, all curves at once: (b, m, K) -> (b, m, K).
 
-    A curve stops at the tolerance, or where H bends downwards, as it may before a geodesic has converged.
+    A curve stops at the tolerance, after ``MOST`` iterations, or where H bends downwards, as it may where the geodesic
+    has not converged.
     """
 
     def dot(a: Tensor, b: Tensor) -> Tensor:

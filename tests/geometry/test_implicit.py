@@ -105,3 +105,10 @@ def test_many_latents_use_the_mean_metric_and_give_the_same() -> None:
     points = ml.geodesic(lambda z: z @ matrix.T, start, end, n_steps=70, create_graph=True).points
     (found,) = torch.autograd.grad(points[:, 35].sum(), end)
     assert (found - 0.5).abs().max() < 1e-2
+
+
+def test_without_a_pass_the_points_follow_the_line() -> None:
+    start, end = draw(2, 4, seed=4), draw(2, 4, seed=5).requires_grad_()
+    points = ml.geodesic(image_decoder(), start, end, n_steps=4, max_iter=0, create_graph=True).points
+    (found,) = torch.autograd.grad(points[:, 1].sum(), end)
+    assert (found - 0.25).abs().max() < 1e-6
