@@ -4,6 +4,7 @@ At the minimum the slope of the energy in the inner points z is zero, ∂E/∂z(
 dz / d(ends) = −H⁻¹ ∂²E / ∂z ∂(ends) with the Hessian H = ∂²E/∂z². Backwards this is one linear system in H.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,12 +50,10 @@ class _Follow(torch.autograd.Function):
 def _pulled_to_ends(decoder: Decoder, points: Tensor, pull: Tensor, n_seen: int) -> Tensor:
     """The gradient of Σ pull · points in both ends: (b, T, *latent) twice -> (b, 2, *latent)."""
     n_steps, shape = points.shape[1] - 1, points.shape[2:]
-    every = torch.eye(n_steps + 1, dtype=points.dtype, device=points.device)[:, :, None]
-    times = torch.linspace(0, 1, n_seen + 1, dtype=points.dtype, device=points.device).expand(n_steps + 1, -1)
-    seen = spline_points(every, times)[:, :, 0].T
+    times = torch.linspace(0, 1, n_seen + 1, dtype=points.dtype, device=points.device).expand(len(points), -1)
     with torch.enable_grad():
         flat = points.flatten(2).clone().requires_grad_()
-        curve = (seen @ flat).unflatten(2, shape)
+        curve = spline_points(flat, times).unflatten(2, shape)
         energy = decode_curves(decoder, curve).diff(dim=1).square().sum() * n_seen / 2
         (slope,) = torch.autograd.grad(energy, flat, create_graph=True)
 
@@ -69,7 +68,7 @@ def _pulled_to_ends(decoder: Decoder, points: Tensor, pull: Tensor, n_seen: int)
     return (pull - curvature(inner))[:, [0, -1]].unflatten(2, shape)
 
 
-def _solve(curvature: Any, precondition: Preconditioner, wanted: Tensor) -> Tensor:
+def _solve(curvature: Callable[[Tensor], Tensor], precondition: Preconditioner, wanted: Tensor) -> Tensor:
     """H⁻¹ ``wanted`` by preconditioned conjugate gradients, all curves at once: (b, m, K) -> (b, m, K).
 
     A curve stops at the tolerance, after ``MOST`` iterations, or where H bends downwards, as it may where the geodesic

@@ -131,7 +131,7 @@ class Preconditioner:
         return gauss_newton(self.decoder, curves[:, self.every], self.knots)
 
     def damp(self, rows: Tensor) -> None:
-        """Let every latent of these rows resist as the mean latent does."""
+        """Let every latent of these rows resist as the mean one does, also on finer curves, which share the metric."""
         factor = self.factor[rows]
         if factor.ndim > 1:
             matrices = factor @ factor.mT
