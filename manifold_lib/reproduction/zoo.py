@@ -146,8 +146,8 @@ def _prepare(
         batches, loss = functools.partial(_cropped_epoch, recipe, inputs), training.squared_loss
     elif recipe.kind == "reconstructions":
         batches = (predict(load(recipe.parents[0], device), inputs), labels)
-    elif recipe.kind == "polarities":
-        batches = functools.partial(_inverted_epoch, recipe, inputs, labels)
+    elif recipe.kind in _CHANGES:
+        batches = functools.partial(_changed_epoch, recipe, inputs, labels)
     elif is_generated(recipe):
         draw = functools.partial(_generated_epoch, recipe, device)
         batches = draw(0) if recipe.once else draw
@@ -169,10 +169,13 @@ def _images(name: str, *, train: bool) -> datasets.Dataset:
     return datasets.Dataset(drawn.inputs, drawn.labels, datasets.tensor_hash(drawn.inputs, drawn.labels))
 
 
-def _inverted_epoch(recipe: Recipe, inputs: Tensor, labels: Tensor, epoch: int) -> training.Batch:
-    """One image in two is inverted, anew in each epoch."""
+# what is done to one image in two, anew in each epoch
+_CHANGES: dict[str, Callable[[Tensor], Tensor]] = {"polarities": lambda x: 1 - x, "mirrored": lambda x: x.flip(3)}
+
+
+def _changed_epoch(recipe: Recipe, inputs: Tensor, labels: Tensor, epoch: int) -> training.Batch:
     chosen = torch.rand(len(inputs), generator=torch.Generator().manual_seed(recipe.seed * 1_000 + epoch)) < 0.5
-    return torch.where(chosen[:, None, None, None], 1 - inputs, inputs), labels
+    return torch.where(chosen[:, None, None, None], _CHANGES[recipe.kind](inputs), inputs), labels
 
 
 def _cropped_epoch(recipe: Recipe, inputs: Tensor, epoch: int) -> training.Batch:
@@ -203,7 +206,7 @@ def measure(name: str, model: Any) -> dict[str, float]:
         names, found = ("photographs of ImageNet", "flowers"), training.decibels(model, test.inputs)
         means = {name: found[test.labels == row].mean().item() for row, name in enumerate(names)}
         return {f"dB at 128 pixels, held-out {name}": round(mean, 2) for name, mean in means.items()}
-    if recipe.kind in ("plain", "polarities"):
+    if recipe.kind in ("plain", *_CHANGES):
         images = {"test images": test.inputs}
         if recipe.kind == "polarities":
             images["inverted test images"] = 1 - test.inputs
