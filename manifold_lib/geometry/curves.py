@@ -183,7 +183,8 @@ def line_between(start: Tensor, end: Tensor, n_steps: int) -> Tensor:
     return line
 
 
-def of_less_energy(decoder: Decoder, points: Tensor, others: Tensor) -> Tensor:
-    """Of each two curves the one of less energy."""
-    better = energy_of(decoder, points) < energy_of(decoder, others)
-    return torch.where(better.view(-1, *(1,) * (points.ndim - 1)), points, others)
+def of_less_energy(decoder: Decoder, points: Tensor, others: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each two curves the one of less energy, and that; ``energy`` (B,) is that of the others."""
+    found = energy_of(decoder, points)
+    better = found < energy
+    return torch.where(better.view(-1, *(1,) * (points.ndim - 1)), points, others), torch.where(better, found, energy)

@@ -190,7 +190,8 @@ def _solve(
     decoder: Decoder, first: Tensor, max_iter: int, tolerance: float, n_knots: int | None, straight: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points, iterations and convergence of a few curves, from where they start."""
-    bad = ~torch.isfinite(energy_of(decoder, first))
+    energy = energy_of(decoder, first)
+    bad = ~torch.isfinite(energy)
     if bad.any():
         rows = bad.nonzero().flatten().tolist()[:8]
         raise ValueError(f"decoder: got NaN or infinity where the curves {rows} start, wants finite images")
@@ -206,7 +207,7 @@ def _solve(
     points, iterations, converged = descend(decoder, first, knots, 1, 1e-3 * tolerance, iterations, metric)
     rows = (~converged).nonzero().squeeze(1)
     if len(rows):
-        found = _by_levels(decoder, first[rows], max_iter, tolerance, n_knots, iterations[rows], straight)
+        found = _by_levels(decoder, first[rows], energy[rows], max_iter, tolerance, n_knots, iterations[rows], straight)
         points[rows], iterations[rows], converged[rows] = found
     return points, iterations, converged
 
@@ -214,13 +215,14 @@ def _solve(
 def _by_levels(
     decoder: Decoder,
     first: Tensor,
+    energy: Tensor,
     max_iter: int,
     tolerance: float,
     n_knots: int | None,
     iterations: Tensor,
     straight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Points, iterations and convergence, coarse to fine."""
+    """Points, iterations and convergence, coarse to fine, of no more than the energy of where they start."""
     n_steps, points = first.shape[1] - 1, first
     levels = [n_steps]
     while levels[0] >= 2 * COARSEST and 3 * len(levels) < max_iter:
@@ -228,7 +230,7 @@ def _by_levels(
     for index, level in enumerate(levels):
         n_seen, last = _n_seen(level), level == n_steps
         own = line_between(first[:, 0], first[:, -1], n_seen) if straight else at_even_times(first, n_seen)
-        points = of_less_energy(decoder, curves.even_points(decoder, points, n_seen), own) if index else own
+        points = of_less_energy(decoder, curves.even_points(decoder, points, n_seen), own, energy)[0] if index else own
         if index <= 1:
             # the metric along a coarse solution is nearer to that of the geodesic than along the straight line
             metric = mean_metric(decoder, points, n_steps, stretch_only=index == 0 and len(levels) > 1)
@@ -236,7 +238,8 @@ def _by_levels(
         budget = max_iter if last else int(max_iter * ((index + 1) / len(levels)) ** 0.5)
         knots = knot_basis(n_seen, level - 1 if n_knots is None else n_knots, points)
         goal = tolerance if last else 10 * tolerance
-        points, iterations, converged = descend(decoder, points, knots, budget, goal, iterations, metric)
-    coarse = points[:, :: _n_seen(n_steps) // n_steps]
-    points = of_less_energy(decoder, curves.resample(decoder, points, n_steps), coarse)
-    return of_less_energy(decoder, points, first), iterations, converged
+        # images bend more than their Jacobians tell: of most curves the full first step raises the energy
+        points, iterations, converged = descend(decoder, points, knots, budget, goal, iterations, metric, 1 / 4)
+    even = curves.even_points(decoder, points, n_steps, n_corrections=1)
+    points, energy = of_less_energy(decoder, points[:, :: _n_seen(n_steps) // n_steps], first, energy)
+    return of_less_energy(decoder, even, points, energy)[0], iterations, converged

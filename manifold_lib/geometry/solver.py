@@ -1,11 +1,15 @@
 """The solver of geodesics: descent of the energy of many latent curves, preconditioned by an approximate Hessian."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.derivatives import jvp
 from .curves import decode_curves
 from .tangent import Decoder, decoded, jacobians
+
+# Jacobians along a curve for its Hessian. They change slowly: more cost more than the passes they save.
+MOST_JACOBIANS = 6
 
 
 def descend(
@@ -150,8 +154,10 @@ class Preconditioner:
 
 def gauss_newton(decoder: Decoder, curves: Tensor, knots: Tensor) -> Tensor:
     """Cholesky factor of n Σ_i (J_{i+1} δ_{i+1} − J_i δ_i)², block-tridiagonal in the points: (b, m·K, m·K)."""
-    n_curves, n_points = curves.shape[:2]
-    slopes = jacobians(decoder, curves.flatten(0, 1)).unflatten(0, (n_curves, n_points))
+    n_points = curves.shape[1]
+    few = _at_times(curves, min(n_points, MOST_JACOBIANS))
+    slopes = jacobians(decoder, few.flatten(0, 1)).unflatten(0, few.shape[:2])
+    slopes = _at_times(slopes, n_points)
     same = torch.einsum("bidk,bidl->bikl", slopes, slopes)
     mixed = torch.einsum("bidk,bidl->bikl", slopes[:, :-1], slopes[:, 1:])
     twice = torch.cat([same[:, :1], 2 * same[:, 1:-1], same[:, -1:]], 1)
@@ -159,6 +165,14 @@ def gauss_newton(decoder: Decoder, curves: Tensor, knots: Tensor) -> Tensor:
     across = torch.einsum("im,ip,bikl->bmkpl", knots[:-1], knots[1:], mixed)
     hessian = (n_points - 1) * (hessian - across - across.permute(0, 3, 4, 1, 2))
     return _factor(hessian.flatten(1, 2).flatten(2, 3), 1e-3)
+
+
+def _at_times(values: Tensor, n_points: int) -> Tensor:
+    """Values at equal steps of time (b, T, *), linear in between: (b, n_points, *)."""
+    if values.shape[1] == n_points:
+        return values
+    flat = F.interpolate(values.flatten(2).mT, n_points, mode="linear", align_corners=True)
+    return flat.mT.unflatten(2, values.shape[2:])
 
 
 def mean_metric(decoder: Decoder, curves: Tensor, n_steps: int, *, stretch_only: bool = False) -> Tensor | None:
@@ -193,9 +207,9 @@ def mean_stretch(decoder: Decoder, curves: Tensor) -> Tensor:
 
 
 def _some_points(curves: Tensor) -> list[int]:
-    """Both ends and the middle, or the two points about it: the same from either end."""
+    """The two points nearest to a third of the way from either end: the same from both."""
     last = curves.shape[1] - 1
-    return sorted({0, last // 2, last - last // 2, last})
+    return sorted({(last + 1) // 3, last - (last + 1) // 3})
 
 
 def _least(values: Tensor) -> float:

@@ -28,7 +28,7 @@ DECODER_CALLS: dict[str, Call] = {
     "magnification_factor": lambda g, z: ml.magnification_factor(g, z),
     "exp_map": lambda g, z: ml.exp_map(g, z, 0.1 * z.flip(0), n_steps=2),
     "log_map": lambda g, z: ml.log_map(g, z, z.flip(0), n_steps=4),
-    "geodesic": lambda g, z: ml.geodesic(g, z, z.flip(0), n_steps=4).points,
+    "geodesic": lambda g, z: ml.geodesic(g, z, z.flip(0), n_steps=4, max_iter=100).points,
     "karcher_mean": lambda g, z: ml.karcher_mean(g, z, n_steps=4)[None],
     "parallel_transport": lambda g, z: ml.parallel_transport(g, torch.stack([z, z.flip(0)], 1), z, n_steps=4),
     "curve_energy": lambda g, z: ml.curve_energy(g, torch.stack([z, z.flip(0)], 1)),
