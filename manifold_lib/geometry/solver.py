@@ -8,7 +8,7 @@ from ..core.derivatives import jvp
 from .curves import decode_curves
 from .tangent import Decoder, decoded, jacobians
 
-# Jacobians along a curve for its Hessian. They change slowly: more cost more than the passes they save.
+# Jacobians along a curve for its Hessian, linear in between: more cost more than the passes they save.
 MOST_JACOBIANS = 6
 
 
@@ -115,7 +115,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 class Preconditioner:
     """An approximate inverse Hessian of ½ n Σ ‖g(z_{i+1}) − g(z_i)‖² in the knots of some curves.
 
-    Without a ``metric`` it is the Gauss–Newton Hessian, from the Jacobian at each point, renewed as the curve moves.
+    Without a ``metric`` it is the Gauss–Newton Hessian, from Jacobians along the curve, renewed as the curve moves.
     With one, M, it is K ⊗ M: the second difference in time, K, makes the number of iterations independent of n.
     ``curves`` are (b, n + 1, *latent), ``knots`` (n + 1, m).
     """
@@ -178,8 +178,8 @@ def _at_times(values: Tensor, n_points: int) -> Tensor:
 def mean_metric(decoder: Decoder, curves: Tensor, n_steps: int, *, stretch_only: bool = False) -> Tensor | None:
     """Cholesky factor of the mean JᵀJ at a few points of each curve (b, K, K), its mean stretch (b,), or None.
 
-    None stands for the Jacobians of all points. With more latents than 16 they cost more than the passes they save;
-    with more than 128 those at a few points do. ``n_steps`` are the segments of the finest curve.
+    None stands for the Gauss–Newton Hessian. With more latents than 16 its Jacobians cost more than the passes they
+    save; with more than 128 those at a few points do. ``n_steps`` are the segments of the finest curve.
     """
     n_latents = curves[0, 0].numel()
     if n_latents <= 16 and n_latents * n_steps <= 2048:

@@ -428,12 +428,14 @@ def test_ma_gig_beside_the_published_pattern(benchmark, rows, device, n_images: 
     race(benchmark, rows, task, n_images, contestants, device, published=n_images)
 
 
-def pairs(n_pairs: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """The zoo's VAE of ten latents and pairs of prior draws."""
+def pairs(n_pairs: int, device: str, name: str = "mnist32-vae") -> tuple[nn.Module, Tensor, Tensor]:
+    """One of the zoo's VAEs, by default that of ten latents, and pairs of prior draws."""
     from manifold_lib.reproduction import zoo
 
-    drawn = torch.randn(2, n_pairs, 10, generator=torch.Generator().manual_seed(1))
-    return zoo.load("mnist32-vae", device), drawn[0].to(device), drawn[1].to(device)
+    vae = zoo.load(name, device)
+    shape = vae.encode(torch.zeros(1, 1, 32, 32, device=device)).shape[1:]
+    drawn = torch.randn(2, n_pairs, *shape, generator=torch.Generator().manual_seed(1))
+    return vae, drawn[0].to(device), drawn[1].to(device)
 
 
 @pytest.mark.parametrize("n_pairs", [1, 16])
@@ -485,29 +487,31 @@ def test_knn_geodesics_beside_the_published_pattern(benchmark, rows, n_nodes: in
     race(benchmark, rows, f"k-NN geodesics, {n_nodes} nodes", n_nodes, contestants)
 
 
-@pytest.mark.parametrize("n_pairs", [1, 32])
+@pytest.mark.parametrize(("name", "n_pairs"), [("mnist32-vae", 1), ("mnist32-vae", 32), ("mnist32-conv-vae", 32)])
 @pytest.mark.filterwarnings("ignore")
-def test_geodesics_beside_stochman(benchmark, rows, device, n_pairs: int) -> None:
+def test_geodesics_beside_stochman(benchmark, rows, device, name: str, n_pairs: int) -> None:
     """Its cubic spline and 150 steps of Adam against ours by default; both curves drawn with 257 points."""
     curves = pytest.importorskip("stochman.curves")
     solver, manifold = pytest.importorskip("stochman.geodesic"), pytest.importorskip("stochman.manifold")
-    vae, start, end = pairs(n_pairs, device)
+    vae, start, end = pairs(n_pairs, device, name)
+    latent = start.shape[1:]
 
     class Decoded(manifold.EmbeddedManifold):
         def embed(self, points: Tensor, jacobian: bool = False) -> Tensor:
-            return vae.decode(points.flatten(0, 1)).flatten(1).unflatten(0, points.shape[:2])
+            return vae.decode(points.flatten(0, 1).unflatten(1, latent)).flatten(1).unflatten(0, points.shape[:2])
 
     def splines() -> Tensor:
-        spline = curves.CubicSpline(start, end)
+        spline = curves.CubicSpline(start.flatten(1), end.flatten(1))
         solver.geodesic_minimizing_energy(spline, Decoded(), max_iter=150)
         with torch.no_grad():
-            return spline(torch.linspace(0, 1, 257, device=device)).view(n_pairs, 257, -1)
+            return spline(torch.linspace(0, 1, 257, device=device)).view(n_pairs, 257, *latent)
 
     def ours() -> Tensor:
         return ml.resample(vae.decode, ml.geodesic(vae.decode, start, end).points, 256)
 
     energies = ml.curve_energy(vae.decode, ours()) / ml.curve_energy(vae.decode, splines())
-    race(benchmark, rows, "geodesics, VAE 10 → 32×32", n_pairs, {"ours": ours, "stochman, spline": splines}, device)
+    task = f"geodesics, VAE {latent.numel()} → 32×32"
+    race(benchmark, rows, task, n_pairs, {"ours": ours, "stochman, spline": splines}, device)
     assert (energies <= 1.001).all(), energies
 
 

@@ -1,16 +1,20 @@
 """The executor's own functions; what make does with them is in tests/contracts/test_make.py."""
 
 import ast
+import base64
 import errno
 import fcntl
+import io
 import os
 import re
 import warnings
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from PIL import Image
 
 from manifold_lib.reproduction import execute, runtime
 
@@ -66,6 +70,18 @@ def test_what_is_written_in_a_notebook_is_not_touched(monkeypatch, home):
 def test_a_notebook_too_large_is_refused():
     with pytest.raises(execute.Failed, match="more than 1 MB"):
         execute.tidy(with_output("x" * (execute.MAX_BYTES + 1)))
+
+
+@pytest.mark.parametrize(("alpha", "mode"), [(255, "RGB"), (254, "RGBA")])
+def test_pictures_lose_an_alpha_channel_that_hides_nothing(alpha, mode):
+    values = np.random.default_rng(0).integers(0, 256, (8, 9, 4), dtype=np.uint8)
+    values[..., 3] = alpha
+    Image.fromarray(values).save(file := io.BytesIO(), "PNG")
+    given = base64.b64encode(file.getvalue()).decode()
+    notebook = new_notebook(cells=[new_code_cell("1", outputs=[new_output("display_data", {"image/png": given})])])
+    found = nbformat.reads(execute.tidy(notebook), as_version=4).cells[0].outputs[0].data["image/png"]
+    image = Image.open(io.BytesIO(base64.b64decode(found)))
+    assert image.mode == mode and np.array_equal(np.asarray(image)[..., :3], values[..., :3])
 
 
 @pytest.fixture
