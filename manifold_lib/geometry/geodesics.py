@@ -230,6 +230,7 @@ def _by_levels(
     for index, level in enumerate(levels):
         n_seen, last = _n_seen(level), level == n_steps
         own = line_between(first[:, 0], first[:, -1], n_seen) if straight else at_even_times(first, n_seen)
+        # the energy of where the search starts is that on the segments asked for, which is known
         points = of_less_energy(decoder, curves.even_points(decoder, points, n_seen), own, energy)[0] if index else own
         if index <= 1:
             # the metric along a coarse solution is nearer to that of the geodesic than along the straight line
